@@ -1,0 +1,1098 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Contrastive Separative Coding (CSC, arXiv 2103.00816) for Transformers, in the order in which the data flows: front end,
+segments, GALR blocks, speaker branch, separation branch, cross-attention, losses, models.
+
+Shapes: B mixtures, T samples, C sources (slots), L frames, K frames in a segment, S segments, Q low dimension, D hidden
+size, E speaker embedding size, N identities in the contrast, I queries (slots with an identity).
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput, XVectorOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_csc import CSCConfig
+
+
+@dataclass
+class CSCModelOutput(ModelOutput):
+    """
+    Output of [`CSCModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, S, D)`): The shared trunk, averaged over each segment.
+        source_hidden_states (`torch.FloatTensor` of shape `(B, C, S, D)`): The speaker branch: what each slot knows of
+            its speaker, a vector a segment.
+        source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): The bottom-up speaker embedding of each slot, of
+            unit length.
+        source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
+        sources (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The separated waveforms; only of a model built
+            with `add_separator=True`. SI-SNR, which trains them, leaves their scale free.
+        hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks, `(B, S·K, D)`.
+        attentions (`tuple`, *optional*): Attention over segments in each trunk block, `(B, Q·heads, S, S)`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    source_hidden_states: torch.FloatTensor | None = None
+    source_embeddings: torch.FloatTensor | None = None
+    source_activity: torch.FloatTensor | None = None
+    sources: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CSCForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`CSCForPreTraining`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Weighted sum of the three losses that follow.
+        separation_loss (`torch.FloatTensor` of shape `()`): Negative SI-SNR in dB of the best permutation, saturating
+            at `config.si_snr_threshold`, averaged over the sources that are not silent.
+        contrastive_loss (`torch.FloatTensor` of shape `()`): −log p(own identity | embedding), in nats.
+        activity_loss (`torch.FloatTensor` of shape `()`): Binary cross-entropy of the slots' activity.
+        mutual_information (`torch.FloatTensor` of shape `()`): The lower bound log N − `contrastive_loss`, in nats.
+        contrastive_accuracy (`torch.FloatTensor` of shape `()`): Share of embeddings that are nearest to the global
+            speaker vector of their own identity.
+        sources (`torch.FloatTensor` of shape `(B, C, T)`): Separated waveforms, in the order of the slots.
+        source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): Embedding of each slot, of unit length.
+        source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
+        global_speaker_vectors (`torch.FloatTensor` of shape `(B, C, E)`): For each target, what its own identity's
+            other mixtures answer to its embedding, of unit length; zero where the target takes no part in the contrast.
+        permutation (`torch.LongTensor` of shape `(B, C)`): Slot that holds each target.
+        hidden_states, attentions: As in [`CSCModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    separation_loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    activity_loss: torch.FloatTensor | None = None
+    mutual_information: torch.FloatTensor | None = None
+    contrastive_accuracy: torch.FloatTensor | None = None
+    sources: torch.FloatTensor | None = None
+    source_embeddings: torch.FloatTensor | None = None
+    source_activity: torch.FloatTensor | None = None
+    global_speaker_vectors: torch.FloatTensor | None = None
+    permutation: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CSCSeparationOutput(ModelOutput):
+    """
+    Output of [`CSCForSpeechSeparation`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR plus the weighted activity loss.
+        sources (`torch.FloatTensor` of shape `(B, C, T)`): Separated waveforms, in the order of the slots.
+        source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): Embedding of each slot, of unit length.
+        source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
+        hidden_states, attentions: As in [`CSCModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    sources: torch.FloatTensor | None = None
+    source_embeddings: torch.FloatTensor | None = None
+    source_activity: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# --- frames and segments: cutting with overlap, and its inverse ------------------------------------------------------
+
+
+def pad_for_frames(signal: torch.Tensor, size: int, hop: int) -> torch.Tensor:
+    """Zero-pads axis 1 of `(B, T, ...)` so that frames of `size` every `hop` cover each sample `size / hop` times."""
+    before, after = size - hop, size - hop + -signal.shape[1] % hop
+    return F.pad(signal, (0, 0) * (signal.dim() - 2) + (before, after))
+
+
+def split_frames(signal: torch.Tensor, size: int, hop: int) -> torch.Tensor:
+    """`(B, T, ...)` → `(B, L, size, ...)`, L = ceil(T / hop) + size / hop − 1."""
+    chunks = pad_for_frames(signal, size, hop).unflatten(1, (-1, hop))
+    overlap = size // hop
+    num_frames = chunks.shape[1] - overlap + 1
+    return torch.cat([chunks[:, i : i + num_frames] for i in range(overlap)], dim=2)
+
+
+def overlap_add(frames: torch.Tensor, hop: int, length: int) -> torch.Tensor:
+    """`(B, L, size, ...)` → `(B, length, ...)`: sums what [`split_frames`] cut, each sample `size / hop` times."""
+    size = frames.shape[2]
+    overlap = size // hop
+    chunks = frames.unflatten(2, (overlap, hop))
+    signal = sum(
+        F.pad(chunks[:, :, i], (0, 0) * (chunks.dim() - 3) + (i, overlap - 1 - i)) for i in range(overlap)
+    ).flatten(1, 2)
+    return signal[:, size - hop : size - hop + length]
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | tuple[int, ...]) -> torch.Tensor:
+    """Mean of `values` where `mask`, which broadcasts against them, is 1; zero where it is 0 everywhere."""
+    count = mask.expand_as(values).sum(dim, keepdim=True)
+    return ((values * mask).sum(dim, keepdim=True) / count.clamp(min=1)).squeeze(dim)
+
+
+class CSCGlobalLayerNorm(nn.Module):
+    """Layer norm over channels and all real positions of an utterance (gLN); zero elsewhere, so padding is inert."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (B, ..., D), `mask` (B, ..., 1) → (B, ..., D)."""
+        values, mask = hidden_states.float(), mask.float()
+        axes = tuple(range(1, values.dim()))
+        count = mask.sum(axes, keepdim=True) * values.shape[-1]
+        centred = (values - (values * mask).sum(axes, keepdim=True) / count) * mask
+        scale = torch.rsqrt(centred.square().sum(axes, keepdim=True) / count + self.eps)
+        return ((centred * scale * self.weight + self.bias) * mask).to(hidden_states.dtype)
+
+
+# --- front ends and decoders ----------------------------------------------------------------------------------------
+
+
+class CSCConvFrontEnd(nn.Module):
+    """Learnt non-negative filters on the raw waveform, [G]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        self.conv = nn.Conv1d(1, config.hidden_size, config.conv_kernel, config.conv_stride, bias=False)
+        self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, waveform: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`waveform` (B, T), `frame_mask` (B, L, 1) → features (B, L, D), filter outputs (B, L, D)."""
+        padded = pad_for_frames(waveform, self.config.conv_kernel, self.config.conv_stride)
+        encoded = self.conv(padded[:, None].to(self.conv.weight.dtype)).relu().transpose(1, 2)
+        return self.projection(self.layer_norm(encoded, frame_mask)), encoded
+
+
+class CSCConvDecoder(nn.Module):
+    """Masks the filters' outputs and turns them back into waveforms, [G]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        self.mask = nn.Linear(config.hidden_size, config.hidden_size)
+        self.conv = nn.ConvTranspose1d(config.hidden_size, 1, config.conv_kernel, config.conv_stride, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, encoded: torch.Tensor, num_samples: int) -> torch.Tensor:
+        """`hidden_states` (B, C, L, D), `encoded` (B, L, D) → sources (B, C, T)."""
+        masked = self.mask(hidden_states).relu() * encoded[:, None]
+        waveform = self.conv(masked.flatten(0, 1).transpose(1, 2)).unflatten(0, hidden_states.shape[:2])
+        start = self.config.conv_kernel - self.config.conv_stride
+        return waveform[:, :, 0, start : start + num_samples].float()
+
+
+def stft_window(config: CSCConfig, device: torch.device) -> torch.Tensor:
+    """Square root of a Hann window: used twice, and overlapping by `conv_kernel / conv_stride`, it adds up to half of
+    that overlap at every sample."""
+    return torch.hann_window(config.conv_kernel, device=device).sqrt()
+
+
+class CSCSTFTFrontEnd(nn.Module):
+    """Log-magnitude spectrogram, normalised over its real frames so that level does not matter, [O]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        self.projection = nn.Linear(config.conv_kernel // 2 + 1, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, waveform: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`waveform` (B, T), `frame_mask` (B, L, 1) → features (B, L, D), complex spectrum (B, L, F)."""
+        frames = split_frames(waveform, self.config.conv_kernel, self.config.conv_stride)
+        spectrum = torch.fft.rfft(frames * stft_window(self.config, waveform.device))
+        # The waveform has unit power, so a bin's mean power is about the window's; the floor lies 60 dB below that.
+        power = torch.view_as_real(spectrum).square().sum(-1) * (4 / self.config.conv_kernel)
+        log_power = (power + 1e-6).log()
+        mask = frame_mask.float()
+        centred = log_power - masked_mean(log_power, mask, (1, 2))[:, None, None]
+        variance = masked_mean(centred.square(), mask, (1, 2))[:, None, None]
+        features = centred * torch.rsqrt(variance + self.config.layer_norm_eps)
+        return self.layer_norm(self.projection(features.to(self.projection.weight.dtype))), spectrum
+
+
+class CSCSTFTDecoder(nn.Module):
+    """Masks the spectrum and inverts it, [O]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        self.mask = nn.Linear(config.hidden_size, config.conv_kernel // 2 + 1)
+
+    def forward(self, hidden_states: torch.Tensor, encoded: torch.Tensor, num_samples: int) -> torch.Tensor:
+        """`hidden_states` (B, C, L, D), `encoded` (B, L, F) complex → sources (B, C, T)."""
+        masked = self.mask(hidden_states).float().sigmoid() * encoded[:, None]
+        frames = torch.fft.irfft(masked, n=self.config.conv_kernel) * stft_window(self.config, masked.device)
+        waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride, num_samples)
+        return waveform.unflatten(0, hidden_states.shape[:2]) * (2 * self.config.conv_stride / self.config.conv_kernel)
+
+
+# --- GALR block -----------------------------------------------------------------------------------------------------
+
+
+def sinusoidal_positions(length: int, size: int, device: torch.device) -> torch.Tensor:
+    """(length, size): sines then cosines, computed for the length at hand, so there is no longest input."""
+    rates = torch.exp(torch.arange(size // 2, device=device) * (-2 * math.log(10000) / size))
+    angles = torch.arange(length, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of (B, heads, length, head size) tensors in plain PyTorch, which also returns its weights."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class CSCAttention(nn.Module):
+    """Multi-head attention along segments, for each of the Q rows. The rows are folded into the heads, so that one
+    padding mask a mixture serves them all."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`hidden_states` (B, S, Q, D) → (B, S, Q, D), weights (B, Q·heads, S, S) or None."""
+        batch, segments, rows, size = hidden_states.shape
+        folded = (batch, segments, -1, self.head_dim)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            self.q_proj(hidden_states).reshape(folded).transpose(1, 2),
+            self.k_proj(hidden_states).reshape(folded).transpose(1, 2),
+            self.v_proj(hidden_states).reshape(folded).transpose(1, 2),
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(batch, segments, rows, size)), weights
+
+
+class CSCLocalRecurrence(nn.Module):
+    """BiLSTM inside every segment, from learnt initial states, [G]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.lstm = nn.LSTM(config.hidden_size, config.lstm_hidden_size, batch_first=True, bidirectional=True)
+        self.initial_hidden = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
+        self.initial_cell = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
+        self.projection = nn.Linear(2 * config.lstm_hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (B, S, K, D), `frame_mask` (B, S, K, 1) → (B, S, K, D)."""
+        segments = hidden_states.flatten(0, 1)
+        initial = [
+            state.to(segments.dtype).expand(-1, segments.shape[0], -1).contiguous()
+            for state in (self.initial_hidden, self.initial_cell)
+        ]
+        local = self.projection(self.lstm(segments, initial)[0]).view_as(hidden_states)
+        return hidden_states + self.layer_norm(self.dropout(local), frame_mask)
+
+
+class CSCGlobalAttention(nn.Module):
+    """Attention between segments at low resolution: K frames are mapped to Q rows, attended along S, mapped back, [G].
+    The attention has a true residual, where GALR's public code adds its output to itself [O]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.compress = nn.Linear(config.segment_length, config.low_dim)
+        self.input_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = CSCAttention(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.output_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.expand = nn.Linear(config.low_dim, config.segment_length)
+        self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """`hidden_states` (B, S, K, D), `frame_mask` (B, S, K, 1) → (B, S, K, D)."""
+        rows = self.compress(hidden_states.transpose(2, 3)).transpose(2, 3)
+        positions = sinusoidal_positions(rows.shape[1], rows.shape[3], rows.device).to(rows.dtype)
+        rows = self.input_layer_norm(rows) + positions[:, None]
+        rows = self.output_layer_norm(rows + self.dropout(self.attention(rows, attention_mask, **kwargs)[0]))
+        frames = self.expand(rows.transpose(2, 3)).transpose(2, 3)
+        return hidden_states + self.layer_norm(frames, frame_mask)
+
+
+class CSCBlock(GradientCheckpointingLayer):
+    """Globally attentive, locally recurrent (GALR) block, [G]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.segment_length = config.segment_length
+        self.local_recurrence = CSCLocalRecurrence(config)
+        self.global_attention = CSCGlobalAttention(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """`hidden_states` (B, S·K, D), zero where `frame_mask` (B, S, K, 1) is, → the same shape, likewise zero."""
+        segments = hidden_states.unflatten(1, (-1, self.segment_length))
+        segments = self.local_recurrence(segments, frame_mask)
+        segments = self.global_attention(segments, frame_mask, attention_mask, **kwargs)
+        return segments.flatten(1, 2)
+
+
+# --- branches -------------------------------------------------------------------------------------------------------
+
+
+class CSCSpeakerBranch(nn.Module):
+    """From a slot's hidden states to one vector a segment [A], a speaker embedding and an activity [O]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.segment_length = config.segment_length
+        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_speaker_layers)])
+        self.attention_hidden = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attention_score = nn.Linear(config.hidden_size, config.hidden_size)
+        self.embedding = nn.Linear(2 * config.hidden_size, config.speaker_embedding_size)
+        self.activity = nn.Linear(2 * config.hidden_size, 1)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_mask: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`hidden_states` (B, S·K, D), `segment_mask` (B, S) → (B, S, D), unit embeddings (B, E), activity (B)."""
+        for block in self.blocks:
+            hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
+        segments = masked_mean(hidden_states.unflatten(1, (-1, self.segment_length)), frame_mask, dim=2)
+
+        # Attentive statistics over segments, one set of weights a channel.
+        scores = self.attention_score(self.attention_hidden(segments).tanh()).float()
+        weights = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
+        mean = (weights * segments).sum(dim=1)
+        variance = (weights * (segments - mean[:, None]).square()).sum(dim=1)
+        statistics = torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=-1).to(segments.dtype)
+        embeddings = F.normalize(self.embedding(statistics).float(), dim=-1)
+        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
+
+
+class CSCSeparator(nn.Module):
+    """From a slot's hidden states to its waveform: blocks, overlap-add, mask, decoder, [G]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_separation_layers)])
+        self.decoder = CSCSTFTDecoder(config) if config.front_end == "stft" else CSCConvDecoder(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoded: torch.Tensor,
+        num_samples: int,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """`hidden_states` (B·C, S·K, D), `encoded` (B, L, D or F) → sources (B, C, T)."""
+        for block in self.blocks:
+            hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
+        segments = hidden_states.unflatten(1, (-1, self.config.segment_length))
+        frames = overlap_add(segments, self.config.segment_length // 2, encoded.shape[1])
+        return self.decoder(frames.unflatten(0, (-1, self.config.num_sources)), encoded, num_samples)
+
+
+class CSCSpeakerAggregator(nn.Module):
+    """
+    Cross-attention of a speaker embedding over segment-level speaker representations of other recordings, in which other
+    speakers speak as well: it has to find those that answer the query. What comes out is the global speaker vector [A].
+    """
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        size = config.speaker_embedding_size
+        self.num_heads = config.num_attention_heads
+        self.memory_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.q_proj = nn.Linear(size, size)
+        self.k_proj = nn.Linear(config.hidden_size, size)
+        self.v_proj = nn.Linear(config.hidden_size, size)
+        self.out_proj = nn.Linear(size, size)
+
+    def attend(
+        self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → what each
+        head reads (..., heads, E / heads), and the log of the sum of its exponentiated scores (..., heads)."""
+        memory = self.memory_layer_norm(memory)
+        query = self.q_proj(query.to(memory.dtype)).unflatten(-1, (self.num_heads, -1))
+        key = self.k_proj(memory).unflatten(-1, (self.num_heads, -1))
+        value = self.v_proj(memory).unflatten(-1, (self.num_heads, -1))
+        scores = torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
+        scores = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1).to(value.dtype)
+        return torch.einsum("...hm,...mhd->...hd", weights, value), scores.logsumexp(dim=-1)
+
+    def project(self, values: torch.Tensor) -> torch.Tensor:
+        """(..., heads, E / heads) → unit vectors (..., E), float32."""
+        return F.normalize(self.out_proj(values.flatten(-2)).float(), dim=-1)
+
+    def forward(self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor) -> torch.Tensor:
+        """One global speaker vector a query: (..., E), (..., M, D), (..., M) → (..., E)."""
+        return self.project(self.attend(query, memory, memory_mask)[0])
+
+    def answer(
+        self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        The global speaker vectors of every identity for every query: `query` (I, E), `memory` (B, M, D) of B mixtures,
+        `memory_mask` (B, M), `visible` (I, N, B), the mixtures that identity n's memory consists of for query i → (I, N, E).
+
+        A softmax over several mixtures is a softmax over their sums of exponentiated scores, times the softmax inside
+        each: so a query attends to each mixture once, whichever identities share it.
+        """
+        values, log_sums = self.attend(query[:, None], memory[None], memory_mask[None])
+        log_sums = log_sums[:, None].masked_fill(~visible[..., None], torch.finfo(log_sums.dtype).min)
+        return self.project(torch.einsum("inbh,ibhd->inhd", log_sums.softmax(dim=2).to(values.dtype), values))
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def pairwise_si_snr(estimates: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, threshold: float):
+    """SI-SNR in dB of every estimate (B, C, T) against every target (B, C, T) over the samples where `mask` (B, T) is
+    1 → (B, C estimates, C targets), saturating at `threshold` dB; finite, with finite gradients, for silence too."""
+    mask = mask[:, None].float()
+    estimates, targets = estimates.float(), targets.float()
+    estimates = (estimates - masked_mean(estimates, mask, -1)[..., None]) * mask
+    targets = (targets - masked_mean(targets, mask, -1)[..., None]) * mask
+    eps = 1e-8
+    energies = (estimates.square().sum(-1) + eps)[..., None] * (targets.square().sum(-1) + eps)[:, None]
+    explained = torch.einsum("bet,bgt->beg", estimates, targets).square() / energies
+    residual = (1 - explained).clamp(min=0)
+    floor = 10 ** (-threshold / 10)
+    return 10 * torch.log10((explained + eps) / (residual + floor * explained + eps))
+
+
+def permutation_invariant_separation_loss(
+    estimates: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Negative SI-SNR in dB of the permutation of slots that is best for the whole mixture, [G].
+
+    Args:
+        estimates, targets: (B, C, T). A target that is zero everywhere is absent and counts for nothing.
+        mask: (B, T), 1 for real samples.
+        threshold: SI-SNR, in dB, at which the loss saturates.
+
+    Returns:
+        The loss, averaged over the targets that are present; the slot of each target (B, C); which targets are
+        present (B, C), bool.
+    """
+    num_sources = targets.shape[1]
+    present = ((targets * mask[:, None]) != 0).any(-1)
+    si_snr = pairwise_si_snr(estimates, targets, mask, threshold)
+    permutations = torch.tensor(list(itertools.permutations(range(num_sources))), device=targets.device)
+    candidates = si_snr[:, permutations, torch.arange(num_sources, device=targets.device)] * present[:, None]  # (B, C!, C)
+    best = candidates.sum(-1).argmax(-1)
+    chosen = candidates.take_along_dim(best[:, None, None], dim=1)
+    return -chosen.sum() / present.sum().clamp(min=1), permutations[best], present
+
+
+def slot_activity_loss(activity: torch.Tensor, permutation: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of the slots' logits (B, C), given the slot of each target and which are present (B, C)."""
+    labels = torch.zeros_like(activity).scatter(1, permutation, present.to(activity.dtype))
+    return F.binary_cross_entropy_with_logits(activity, labels)
+
+
+def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> torch.Tensor:
+    """(B, C, E), (B, C) → (B, E): of a recording of one speaker, the embedding of the slot that holds him. The slots
+    are weighted by the softmax of their activities, so that a head trains which slot that is."""
+    return F.normalize((activity.softmax(dim=-1)[..., None] * embeddings).sum(dim=1), dim=-1)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+class CSCPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the flags by which Transformers handles every CSC model."""
+
+    config: CSCConfig
+    base_model_prefix = "csc"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CSCBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (CSCConvFrontEnd, CSCConvDecoder)):
+            # A basis of waveforms: PyTorch's own scale, not that of the linear layers.
+            init.kaiming_uniform_(module.conv.weight, a=math.sqrt(5))
+        elif isinstance(module, CSCLocalRecurrence):
+            init.zeros_(module.initial_hidden)
+            init.zeros_(module.initial_cell)
+        elif isinstance(module, nn.PReLU):
+            init.constant_(module.weight, 0.25)
+        elif isinstance(module, CSCForPreTraining):
+            init.constant_(module.log_contrastive_scale, math.log(self.config.contrastive_scale))
+
+
+class CSCModel(CSCPreTrainedModel):
+    """
+    The separative encoder: a shared trunk, C slots, and for each slot a speaker branch and, with `add_separator`, a
+    separation branch.
+
+    Args:
+        config ([`CSCConfig`]): The dimensions.
+        add_separator (`bool`, defaults to `False`): Whether to build the separation branch and return `sources`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from csc_hf import CSCConfig, CSCModel
+
+    >>> model = CSCModel(CSCConfig.tiny()).eval()
+    >>> model(torch.randn(1, 16000)).source_embeddings.shape
+    torch.Size([1, 2, 32])
+    ```"""
+
+    _auto_class = "AutoModel"
+    # Only the trunk is recorded: the branches' tensors have another batch axis.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CSCBlock, index=0, layer_name="layers"),
+        "attentions": OutputRecorder(CSCAttention, index=1, layer_name="layers"),
+    }
+
+    def __init__(self, config: CSCConfig, add_separator: bool = False):
+        super().__init__(config)
+        self.front_end = CSCSTFTFrontEnd(config) if config.front_end == "stft" else CSCConvFrontEnd(config)
+        self.layers = nn.ModuleList([CSCBlock(config) for _ in range(config.num_hidden_layers)])
+        self.slots = nn.Linear(config.hidden_size, config.num_sources * config.hidden_size)
+        self.slot_activation = nn.PReLU()
+        self.speaker_branch = CSCSpeakerBranch(config)
+        self.separator = CSCSeparator(config) if add_separator else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CSCModelOutput:
+        r"""
+        Args:
+            input_values (`torch.FloatTensor` of shape `(B, T)`): Mono waveforms at `config.sampling_rate`. Their level
+                does not matter.
+            attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 1 for samples, 0 for padding, which must
+                stand on the right. Padding does not change the output.
+
+        Raises:
+            ValueError: If `input_values` is not `(B, T)` with at least one sample, or `attention_mask` differs in shape.
+        """
+        if input_values.dim() != 2 or input_values.shape[1] == 0:
+            raise ValueError(
+                f"`input_values` must be mono waveforms of shape (batch, samples), got {tuple(input_values.shape)}."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_values, dtype=torch.long)
+        elif attention_mask.shape != input_values.shape:
+            raise ValueError(
+                f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        config, num_samples = self.config, input_values.shape[1]
+        lengths = attention_mask.sum(dim=-1)
+        frame_mask = self._length_mask(config.num_frames(lengths), config.num_frames(num_samples))
+        segment_mask = self._length_mask(config.num_segments(lengths), config.num_segments(num_samples))
+
+        # Unit power, so that neither quiet recordings nor half precision lose anything.
+        waveform = input_values.float() * attention_mask
+        level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8
+        features, encoded = self.front_end(waveform / level, frame_mask[..., None])
+
+        size, hop = config.segment_length, config.segment_length // 2
+        hidden_states = split_frames(features * frame_mask[..., None], size, hop).flatten(1, 2)
+        frame_mask = split_frames(frame_mask[..., None].to(features.dtype), size, hop)
+        attention_bias = self._attention_bias(features, segment_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, frame_mask, attention_bias, **kwargs)
+        last_hidden_state = masked_mean(hidden_states.unflatten(1, (-1, size)), frame_mask, dim=2)
+
+        # From here on the batch is B·C: each slot goes its own way.
+        slots = self.slot_activation(self.slots(hidden_states)) * frame_mask.flatten(1, 2)
+        slots = slots.unflatten(-1, (config.num_sources, -1)).permute(0, 2, 1, 3).flatten(0, 1)
+        frame_mask = frame_mask.repeat_interleave(config.num_sources, dim=0)
+        segment_mask = segment_mask.repeat_interleave(config.num_sources, dim=0)
+        attention_bias = self._attention_bias(
+            features.repeat_interleave(config.num_sources, dim=0), segment_mask
+        )
+        segments, embeddings, activity = self.speaker_branch(
+            slots, frame_mask, attention_bias, segment_mask, **kwargs
+        )
+        sources = None
+        if self.separator is not None:
+            sources = self.separator(slots, frame_mask, attention_bias, encoded, num_samples, **kwargs)
+            sources = sources * level[..., None] * attention_mask[:, None]
+
+        by_slot = (-1, config.num_sources)
+        return CSCModelOutput(
+            last_hidden_state=last_hidden_state,
+            source_hidden_states=segments.unflatten(0, by_slot),
+            source_embeddings=embeddings.unflatten(0, by_slot),
+            source_activity=activity.unflatten(0, by_slot),
+            sources=sources,
+        )
+
+    @staticmethod
+    def _length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+        """(B,) → (B, size) bool."""
+        return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+    def _attention_bias(self, features: torch.Tensor, segment_mask: torch.Tensor):
+        """What the chosen attention implementation wants to be told of the padded segments."""
+        embeds = features.new_empty(*segment_mask.shape, features.shape[-1])
+        return create_bidirectional_mask(self.config, embeds, segment_mask)
+
+
+class CSCForPreTraining(CSCPreTrainedModel):
+    """
+    CSC's pre-training: separates the sources, and maximises the mutual information between each slot's embedding and
+    the global speaker vector of its identity, read by cross-attention from the other mixtures that contain it.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from csc_hf import CSCConfig, CSCForPreTraining
+
+    >>> model = CSCForPreTraining(CSCConfig.tiny())
+    >>> sources = torch.randn(3, 2, 8000)  # three mixtures of speakers 0 and 1, 0 and 2, 1 and 2
+    >>> speaker_ids = torch.tensor([[0, 1], [0, 2], [1, 2]])
+    >>> output = model(sources.sum(1), source_values=sources, speaker_ids=speaker_ids)
+    >>> output.loss.backward()
+    ```"""
+
+    _auto_class = "AutoModelForPreTraining"
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        self.csc = CSCModel(config, add_separator=True)
+        self.aggregator = CSCSpeakerAggregator(config)
+        self.log_contrastive_scale = nn.Parameter(torch.full((1,), math.log(config.contrastive_scale)))
+        self.post_init()
+
+    def aggregate(
+        self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        The global speaker vector: what several recordings of a speaker, each possibly with others in it, tell of the
+        speaker of an embedding.
+
+        Args:
+            query: Speaker embeddings, (..., E).
+            memory: `source_hidden_states` of other recordings, all slots and segments of them in one row, (..., M, D).
+            memory_mask: 1 for real segments, (..., M). `None`: all are.
+
+        Returns:
+            Vectors of unit length, (..., E), to be compared with embeddings.
+        """
+        if memory_mask is None:
+            memory_mask = torch.ones(memory.shape[:-1], device=memory.device)
+        return self.aggregator(query, memory, memory_mask.bool())
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        source_values: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CSCForPreTrainingOutput:
+        r"""
+        Args:
+            input_values, attention_mask: As in [`CSCModel`].
+            source_values (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The sources that the mixtures consist
+                of; zeros where a mixture has fewer. Without them no loss is computed.
+            speaker_ids (`torch.LongTensor` of shape `(B, C)`, *optional*): Identity of each source: equal means the
+                same, −100 means none. Without them, or where no two identities can be told apart, the contrastive loss
+                is zero. An identity found in only one mixture takes no part.
+
+        Raises:
+            ValueError: If `source_values` or `speaker_ids` do not fit the input, or the latter come alone.
+        """
+        batch, num_sources = input_values.shape[0], self.config.num_sources
+        if source_values is None and speaker_ids is not None:
+            raise ValueError("`speaker_ids` need `source_values`, by which each slot finds its speaker.")
+        if source_values is not None and source_values.shape != (batch, num_sources, input_values.shape[1]):
+            raise ValueError(
+                f"`source_values` must have shape {(batch, num_sources, input_values.shape[1])} (mixtures, "
+                f"`config.num_sources`, samples), got {tuple(source_values.shape)}."
+            )
+        if speaker_ids is not None and speaker_ids.shape != (batch, num_sources):
+            raise ValueError(
+                f"`speaker_ids` must have shape {(batch, num_sources)} (mixtures, `config.num_sources`), got "
+                f"{tuple(speaker_ids.shape)}."
+            )
+        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        output = CSCForPreTrainingOutput(
+            sources=outputs.sources,
+            source_embeddings=outputs.source_embeddings,
+            source_activity=outputs.source_activity,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        if source_values is None:
+            return output
+
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_values, dtype=torch.long)
+        if speaker_ids is None:
+            speaker_ids = torch.full((batch, num_sources), -100, device=input_values.device)
+        output.separation_loss, output.permutation, present = permutation_invariant_separation_loss(
+            outputs.sources, source_values, attention_mask, self.config.si_snr_threshold
+        )
+        output.activity_loss = slot_activity_loss(outputs.source_activity, output.permutation, present)
+        # From slot order to target order: only now does it matter which slot holds whom.
+        embeddings = outputs.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
+        num_segments = self.config.num_segments(attention_mask.sum(dim=-1))
+        segment_mask = CSCModel._length_mask(num_segments, outputs.source_hidden_states.shape[2])
+        (
+            output.contrastive_loss,
+            output.mutual_information,
+            output.contrastive_accuracy,
+            output.global_speaker_vectors,
+        ) = self.contrast(
+            embeddings,
+            speaker_ids.masked_fill(~present, -100),
+            outputs.source_hidden_states.flatten(1, 2),
+            segment_mask.repeat(1, num_sources),
+        )
+        output.loss = (
+            self.config.separation_loss_weight * output.separation_loss
+            + self.config.contrastive_loss_weight * output.contrastive_loss
+            + self.config.activity_loss_weight * output.activity_loss
+        )
+        return output
+
+    def contrast(
+        self, embeddings: torch.Tensor, speaker_ids: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The probabilistic contrastive loss. Every identity answers the *same* query with its own global speaker vector:
+        were each identity's vector made from its own query, the positive alone would have seen the embedding that it is
+        compared with, and the loss would fall without anything being learnt of speakers.
+
+        Args:
+            embeddings: Speaker embeddings in the order of the targets, (B, C, E).
+            speaker_ids: Their identities, (B, C); negative means none.
+            memory: Segment-level speaker representations of all slots of each mixture, (B, M, D). Nobody says which
+                slot is whose.
+            memory_mask: 1 for real segments, (B, M).
+
+        Returns:
+            loss, mutual information, accuracy, each of shape (), and the global speaker vector of each embedding's own
+            identity, (B, C, E), zero where it takes no part.
+        """
+        known = speaker_ids >= 0
+        mixture = torch.arange(speaker_ids.shape[0], device=speaker_ids.device)[:, None].expand_as(speaker_ids)[known]
+        identities, identity = speaker_ids[known].unique(return_inverse=True)
+        contains = (speaker_ids[None] == identities[:, None, None]).any(-1)  # (N, B)
+
+        # Of its own identity a query sees every mixture but its own; of another, those that its identity is not in.
+        own = torch.arange(len(identities), device=identity.device) == identity[:, None]  # (I, N)
+        visible = torch.where(
+            own[..., None],
+            contains & (torch.arange(contains.shape[1], device=mixture.device) != mixture[:, None])[:, None],
+            contains & ~contains[identity][:, None],
+        )
+        candidate = visible.any(-1)  # (I, N)
+        takes_part = (candidate & own).any(-1) & (candidate.sum(-1) > 1)
+        vectors = embeddings.new_zeros(embeddings.shape)
+        if not takes_part.any():
+            # Nothing to tell apart; the graph stays whole, so that every process of a run has the same gradients.
+            zero = (self.aggregate(embeddings[:, 0], memory, memory_mask) * self.log_contrastive_scale).sum() * 0.0
+            return zero, zero.detach(), zero.detach(), vectors
+
+        query, identity = embeddings[known][takes_part], identity[takes_part]
+        visible, candidate = visible[takes_part], candidate[takes_part]
+        answers = self.aggregator.answer(query, memory, memory_mask, visible)  # (I, N, E)
+        distances = (query[:, None].float() - answers).square().sum(-1)
+        logits = -self.log_contrastive_scale.float().exp() * distances
+        logits = logits.masked_fill(~candidate, torch.finfo(logits.dtype).min)
+        log_p = logits.log_softmax(-1).take_along_dim(identity[:, None], dim=1).squeeze(1)
+        loss = -log_p.mean()
+        with torch.no_grad():
+            mutual_information = (candidate.sum(-1).log() + log_p).mean()
+            accuracy = (logits.argmax(-1) == identity).float().mean()
+            vectors[known.nonzero()[takes_part].unbind(1)] = answers.take_along_dim(
+                identity[:, None, None], dim=1
+            ).squeeze(1)
+        return loss, mutual_information, accuracy, vectors
+
+
+class CSCForSpeechSeparation(CSCPreTrainedModel):
+    """CSC that returns the waveform of each speaker of a mixture, with his embedding and whether the slot is used."""
+
+    _auto_class = "CSCForSpeechSeparation"  # no Auto class separates speech: the name only has the code saved along
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        self.csc = CSCModel(config, add_separator=True)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CSCSeparationOutput:
+        r"""
+        Args:
+            input_values, attention_mask: As in [`CSCModel`].
+            labels (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The sources, in any order; zeros where a
+                mixture has fewer.
+        """
+        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        loss = None
+        if labels is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_values, dtype=torch.long)
+            loss, permutation, present = permutation_invariant_separation_loss(
+                outputs.sources, labels, attention_mask, self.config.si_snr_threshold
+            )
+            activity_loss = slot_activity_loss(outputs.source_activity, permutation, present)
+            loss = loss + self.config.activity_loss_weight * activity_loss
+        return CSCSeparationOutput(
+            loss=loss,
+            sources=outputs.sources,
+            source_embeddings=outputs.source_embeddings,
+            source_activity=outputs.source_activity,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CSCForXVector(CSCPreTrainedModel):
+    """CSC with one speaker embedding a recording, for verification, and an additive angular margin softmax over
+    `config.num_labels` training speakers."""
+
+    _auto_class = "AutoModelForAudioXVector"
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        self.csc = CSCModel(config)
+        self.classifier = nn.Linear(config.speaker_embedding_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> XVectorOutput:
+        r"""
+        Args:
+            input_values, attention_mask: As in [`CSCModel`].
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): Training speaker of each recording.
+
+        Returns:
+            [`XVectorOutput`] with `logits` (B, num_labels), the scaled cosines without margin, and `embeddings` (B, E)
+            of unit length.
+        """
+        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        embeddings = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
+        cosines = embeddings @ F.normalize(self.classifier.weight.float(), dim=-1).T
+        loss = None
+        if labels is not None:
+            # cos(θ + m) for the true speaker, continued linearly where θ + m > π, so that it keeps falling with θ.
+            margin = self.config.xvector_margin
+            sines = (1 - cosines.square()).clamp(min=1e-8).sqrt()
+            harder = torch.where(
+                cosines > -math.cos(margin),
+                cosines * math.cos(margin) - sines * math.sin(margin),
+                cosines - margin * math.sin(margin),
+            )
+            true = F.one_hot(labels, cosines.shape[-1]).bool()
+            loss = F.cross_entropy(self.config.xvector_scale * torch.where(true, harder, cosines), labels)
+        return XVectorOutput(
+            loss=loss,
+            logits=self.config.xvector_scale * cosines,
+            embeddings=embeddings,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CSCForSequenceClassification(CSCPreTrainedModel):
+    """CSC that classifies a recording (language, emotion, command, ...) by the mean of the shared trunk and the
+    embedding of its main speaker."""
+
+    _auto_class = "AutoModelForAudioClassification"
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        self.csc = CSCModel(config)
+        self.projector = nn.Linear(config.hidden_size + config.speaker_embedding_size, config.classifier_proj_size)
+        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args:
+            input_values, attention_mask: As in [`CSCModel`].
+            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for multi-label problems, *optional*): What
+                `config.problem_type` says: class indices, values, or zeros and ones.
+        """
+        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        trunk = outputs.last_hidden_state
+        lengths = trunk.new_full((trunk.shape[0],), input_values.shape[1], dtype=torch.long)
+        if attention_mask is not None:
+            lengths = attention_mask.sum(dim=-1)
+        segment_mask = CSCModel._length_mask(self.config.num_segments(lengths), trunk.shape[1])
+        speaker = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
+        features = torch.cat([masked_mean(trunk, segment_mask[..., None], 1), speaker.to(trunk.dtype)], dim=-1)
+        logits = self.classifier(F.gelu(self.projector(features)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class CSCForAudioFrameClassification(CSCPreTrainedModel):
+    """CSC that gives each segment (every `config.segment_stride` samples) any number of labels: who speaks when, with
+    overlap, or any other activity."""
+
+    _auto_class = "AutoModelForAudioFrameClassification"
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        self.csc = CSCModel(config)
+        slot_size = config.hidden_size + config.speaker_embedding_size
+        self.classifier = nn.Linear(config.hidden_size + config.num_sources * slot_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""
+        Args:
+            input_values, attention_mask: As in [`CSCModel`].
+            labels (`torch.FloatTensor` of shape `(B, S, num_labels)`, *optional*): 1 where a label holds in a segment,
+                0 where it does not, −100 where it is unknown or padding. S is `config.num_segments(T)`.
+        """
+        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        trunk, slots = outputs.last_hidden_state, outputs.source_hidden_states
+        # What each slot says now and whom it holds, as far as it holds anybody.
+        speakers = outputs.source_embeddings[:, :, None].expand(-1, -1, slots.shape[2], -1).to(slots.dtype)
+        active = outputs.source_activity.sigmoid().to(slots.dtype)[..., None, None]
+        slots = (torch.cat([slots, speakers], dim=-1) * active).transpose(1, 2).flatten(2)
+        logits = self.classifier(torch.cat([trunk, slots], dim=-1))
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape:
+                raise ValueError(
+                    f"`labels` must have shape {tuple(logits.shape)} (batch, segments, `config.num_labels`), got "
+                    f"{tuple(labels.shape)}."
+                )
+            known = labels != -100
+            losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float() * known, reduction="none")
+            loss = masked_mean(losses, known, (0, 1, 2))
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "CSCForAudioFrameClassification",
+    "CSCForPreTraining",
+    "CSCForPreTrainingOutput",
+    "CSCForSequenceClassification",
+    "CSCForSpeechSeparation",
+    "CSCForXVector",
+    "CSCModel",
+    "CSCModelOutput",
+    "CSCPreTrainedModel",
+    "CSCSeparationOutput",
+]

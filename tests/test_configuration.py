@@ -1,0 +1,64 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from csc_hf import CSCConfig, CSCForPreTraining
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"front_end": "mel"},
+        {"conv_stride": 12},
+        {"conv_stride": 32},
+        {"segment_length": 15},
+        {"low_dim": 65},
+        {"num_attention_heads": 3},
+        {"speaker_embedding_size": 100},
+        {"hidden_size": 0},
+        {"num_sources": -1},
+        {"hidden_dropout": 1.0},
+        {"contrastive_scale": 0.0},
+        {"contrastive_loss_weight": -1.0},
+        {"hidden_size": "128"},
+    ],
+)
+def test_impossible_values_name_the_field(values):
+    with pytest.raises(StrictDataclassError) as error:
+        CSCConfig(**values)
+    assert next(iter(values)) in str(error.value)
+
+
+def test_presets_are_the_documented_models():
+    base, small = CSCConfig.base(), CSCConfig.small()
+    assert base.to_dict() == CSCConfig().to_dict()
+    assert (base.front_end, base.conv_kernel, base.hidden_size, base.segment_length) == ("conv", 32, 128, 64)
+    assert (small.front_end, small.conv_kernel, small.hidden_size, small.segment_length) == ("stft", 512, 96, 16)
+    assert CSCConfig.tiny(num_sources=3).num_sources == 3
+    assert CSCConfig.tiny(front_end="stft").conv_kernel == 512
+    for preset in (CSCConfig.tiny(), CSCConfig.tiny(front_end="stft"), small):
+        CSCForPreTraining(preset)
+
+
+@pytest.mark.parametrize("config", [CSCConfig.tiny(), CSCConfig.tiny(front_end="stft"), CSCConfig.small()])
+def test_lengths_are_those_of_the_model(config):
+    model = CSCForPreTraining(config).eval()
+    for num_samples in (1, 15, 16, 17, 400, config.segment_samples, config.segment_samples + 1, 5000):
+        with torch.no_grad():
+            output = model.csc(torch.randn(1, num_samples))
+        assert output.last_hidden_state.shape[1] == config.num_segments(num_samples)
+        assert output.sources.shape[-1] == num_samples
+    # The frames of `segment_samples` samples fill exactly one segment.
+    assert config.num_frames(config.segment_samples) == config.segment_length
+    assert config.num_frames(config.segment_samples + 1) == config.segment_length + 1
+    lengths = torch.tensor([1, 400, 5000])
+    assert config.num_segments(lengths).tolist() == [config.num_segments(length) for length in lengths.tolist()]
+
+
+def test_a_round_trip_keeps_every_field(tmp_path):
+    config = CSCConfig.small(num_sources=3, xvector_margin=0.1, num_labels=7)
+    config.save_pretrained(tmp_path)
+    loaded = CSCConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.auto_map["AutoModel"] == "modeling_csc.CSCModel"

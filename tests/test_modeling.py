@@ -1,0 +1,464 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""What Transformers' common tests do not see: padding, losses, cross-attention, the traps of the method."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from csc_hf import (
+    CSCConfig,
+    CSCForAudioFrameClassification,
+    CSCForPreTraining,
+    CSCForSequenceClassification,
+    CSCForSpeechSeparation,
+    CSCForXVector,
+    CSCModel,
+)
+from csc_hf.modeling_csc import (
+    CSCSTFTDecoder,
+    CSCSTFTFrontEnd,
+    overlap_add,
+    pairwise_si_snr,
+    permutation_invariant_separation_loss,
+    split_frames,
+    stft_window,
+)
+
+CLASSES = [
+    CSCModel,
+    CSCForPreTraining,
+    CSCForXVector,
+    CSCForSequenceClassification,
+    CSCForAudioFrameClassification,
+    CSCForSpeechSeparation,
+]
+FRONT_ENDS = ["conv", "stft"]
+
+
+def tiny(front_end="conv", **overrides):
+    return CSCConfig.tiny(front_end=front_end, **overrides)
+
+
+def mixtures(num_samples=3000, num_sources=2):
+    """Six mixtures of the identities 0..3, each pair in one of them."""
+    pairs = torch.tensor(list(itertools.combinations(range(4), 2)))
+    sources = torch.randn(len(pairs), 2, num_samples)
+    return {"input_values": sources.sum(1), "source_values": sources, "speaker_ids": pairs}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# --- padding and input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_padding_changes_no_output(model_class, front_end):
+    model = model_class(tiny(front_end)).eval()
+    lengths = [4000, 2501, 1300, 400, 10, 1]
+    batch, mask = torch.randn(len(lengths), 4000), torch.zeros(len(lengths), 4000, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1  # the padding of `batch` is noise: only the mask may matter
+    with torch.no_grad():
+        padded = model(batch, attention_mask=mask, output_hidden_states=True)
+        for row, length in enumerate(lengths):
+            alone = model(batch[row : row + 1, :length], output_hidden_states=True)
+            assert alone.keys() == padded.keys()
+            for name in set(alone) - {"hidden_states"}:
+                expected, actual = alone[name][0], padded[name][row]
+                actual = actual[tuple(slice(size) for size in expected.shape)]
+                torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            for expected, actual in zip(alone.hidden_states, padded.hidden_states, strict=True):
+                torch.testing.assert_close(actual[row, : expected.shape[1]], expected[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("num_samples", [1, 10, 400])
+def test_short_and_silent_audio_gives_finite_unit_vectors(front_end, num_samples):
+    model = CSCForSpeechSeparation(tiny(front_end)).eval()
+    for audio in (torch.zeros(1, num_samples), torch.full((1, num_samples), 1e-6), torch.randn(1, num_samples)):
+        with torch.no_grad():
+            output = model(audio)
+        assert all(output[name].isfinite().all() for name in ("sources", "source_embeddings", "source_activity"))
+        torch.testing.assert_close(output.source_embeddings.norm(dim=-1), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_level_does_not_matter(front_end):
+    model = CSCForSpeechSeparation(tiny(front_end)).eval()
+    audio = torch.randn(1, 3000)
+    with torch.no_grad():
+        loud, quiet = model(audio), model(audio * 1e-3)
+    torch.testing.assert_close(loud.source_embeddings, quiet.source_embeddings, atol=1e-4, rtol=0)
+    torch.testing.assert_close(loud.sources * 1e-3, quiet.sources, atol=1e-6, rtol=1e-3)
+
+
+def test_wrong_shapes_are_named():
+    model = CSCForPreTraining(tiny())
+    good = mixtures()
+    for name, tensor in {
+        "attention_mask": torch.ones(6, 2999),
+        "source_values": torch.randn(6, 3, 3000),
+        "speaker_ids": torch.zeros(6, 3, dtype=torch.long),
+    }.items():
+        with pytest.raises(ValueError, match=name):
+            model(**good | {name: tensor})
+    with pytest.raises(ValueError, match="source_values"):
+        model(input_values=good["input_values"], speaker_ids=good["speaker_ids"])
+    for audio in (torch.empty(1, 0), torch.randn(1, 2, 3000), torch.randn(3000)):
+        with pytest.raises(ValueError, match="input_values"):
+            model.csc(audio)
+
+
+# --- frames and spectra -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "hop", "length"), [(32, 16, 100), (32, 16, 96), (512, 128, 1), (512, 128, 1000)])
+def test_overlap_add_inverts_split_frames(size, hop, length):
+    signal = torch.randn(2, length, 3)
+    frames = split_frames(signal, size, hop)
+    assert frames.shape == (2, -(-length // hop) + size // hop - 1, size, 3)
+    torch.testing.assert_close(overlap_add(frames, hop, length), signal * (size // hop))
+
+
+def test_an_open_stft_mask_returns_the_mixture():
+    config = tiny("stft")
+    front_end, decoder = CSCSTFTFrontEnd(config), CSCSTFTDecoder(config)
+    torch.nn.init.zeros_(decoder.mask.weight)
+    torch.nn.init.constant_(decoder.mask.bias, 40.0)
+    waveform = torch.randn(2, 3001)
+    num_frames = config.num_frames(3001)
+    _, spectrum = front_end(waveform, torch.ones(2, num_frames, 1))
+    sources = decoder(torch.randn(2, 2, num_frames, config.hidden_size), spectrum, 3001)
+    torch.testing.assert_close(sources, waveform[:, None].expand(-1, 2, -1), atol=1e-5, rtol=0)
+    assert stft_window(config, torch.device("cpu")).shape == (512,)
+
+
+# --- separation loss --------------------------------------------------------------------------------------------------
+
+
+def test_si_snr_is_that_of_its_definition():
+    estimates, targets, mask = torch.randn(3, 2, 500), torch.randn(3, 2, 500), torch.ones(3, 500)
+    mask[1, 300:] = 0
+    actual = pairwise_si_snr(estimates, targets, mask, threshold=100.0)
+    for b, e, t in itertools.product(range(3), range(2), range(2)):
+        length = int(mask[b].sum())
+        estimate, target = estimates[b, e, :length].double(), targets[b, t, :length].double()
+        estimate, target = estimate - estimate.mean(), target - target.mean()
+        projection = (estimate @ target) / (target @ target) * target
+        expected = 10 * torch.log10(projection.square().sum() / (estimate - projection).square().sum())
+        assert actual[b, e, t].item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_si_snr_saturates_at_the_threshold():
+    target = torch.randn(1, 1, 500)
+    nearly = target + 1e-4 * torch.randn(1, 1, 500)
+    assert pairwise_si_snr(nearly, target, torch.ones(1, 500), 30.0).item() == pytest.approx(30.0, abs=0.05)
+
+
+def test_the_best_permutation_orders_the_slots():
+    targets = torch.randn(2, 3, 500)
+    estimates = targets[:, [2, 0, 1]] * torch.tensor([2.0, 0.1, 5.0])[:, None] + 0.1 * torch.randn(2, 3, 500)
+    loss, permutation, present = permutation_invariant_separation_loss(estimates, targets, torch.ones(2, 500), 30.0)
+    assert permutation.tolist() == [[1, 2, 0]] * 2  # target 0 is in slot 1, ...
+    assert present.all()
+    expected = pairwise_si_snr(estimates.gather(1, permutation[..., None].expand(-1, -1, 500)), targets, torch.ones(2, 500), 30.0)
+    assert loss.item() == pytest.approx(-expected.diagonal(dim1=1, dim2=2).mean().item(), abs=1e-4)
+
+
+def test_silent_targets_count_for_nothing():
+    targets, mask = torch.randn(2, 2, 500), torch.ones(2, 500)
+    targets[0, 1] = 0
+    estimates = (targets + 0.3 * torch.randn(2, 2, 500)).requires_grad_()
+    loss, permutation, present = permutation_invariant_separation_loss(estimates, targets, mask, 30.0)
+    assert present.tolist() == [[True, False], [True, True]]
+    (gradient,) = torch.autograd.grad(loss, estimates)
+    assert gradient.isfinite().all()
+    idle = permutation[0, 1]
+    assert gradient[0, idle].abs().max() == 0 and gradient[0, 1 - idle].abs().max() > 0
+    silent, _, _ = permutation_invariant_separation_loss(estimates, torch.zeros_like(targets), mask, 30.0)
+    assert silent.item() == 0
+    zeros = torch.zeros(1, 2, 500, requires_grad=True)
+    loss, _, _ = permutation_invariant_separation_loss(zeros, torch.randn(1, 2, 500), mask[:1], 30.0)
+    assert torch.autograd.grad(loss, zeros)[0].isfinite().all()
+
+
+def test_activity_is_taught_where_the_targets_are():
+    model = CSCForPreTraining(tiny())
+    batch = mixtures()
+    batch["source_values"][0, 1] = 0
+    output = model(**batch)
+    labels = torch.ones(6, 2)
+    labels[0, output.permutation[0, 1]] = 0
+    expected = F.binary_cross_entropy_with_logits(output.source_activity, labels)
+    torch.testing.assert_close(output.activity_loss, expected)
+
+
+# --- cross-attention and contrast -------------------------------------------------------------------------------------
+
+
+def contrast_inputs(model, num_segments=5):
+    """Embeddings (6, 2, E), ids, memory (6, 2 · S, D) and its mask, ragged."""
+    config = model.config
+    embeddings = F.normalize(torch.randn(6, 2, config.speaker_embedding_size), dim=-1)
+    memory = torch.randn(6, 2 * num_segments, config.hidden_size)
+    mask = torch.ones(6, 2 * num_segments, dtype=torch.bool)
+    mask[1, 3:] = False
+    return embeddings, mixtures()["speaker_ids"], memory, mask
+
+
+def reference_contrast(model, embeddings, speaker_ids, memory, mask):
+    """The method's formula, written down one query and one identity at a time."""
+    log_ps, bounds, hits, vectors = [], [], [], {}
+    identities = sorted(set(speaker_ids.flatten().tolist()) - {-100})
+    members = {j: [b for b in range(len(speaker_ids)) if j in speaker_ids[b].tolist()] for j in identities}
+    for b, c in itertools.product(*map(range, speaker_ids.shape)):
+        own = speaker_ids[b, c].item()
+        if own < 0:
+            continue
+        logits, answers = {}, {}
+        for j in identities:
+            seen = [m for m in members[j] if (m != b if j == own else m not in members[own])]
+            if seen:
+                rows = torch.cat([memory[m][mask[m]] for m in seen])
+                answers[j] = model.aggregate(embeddings[b, c], rows)
+                distance = (embeddings[b, c] - answers[j]).square().sum()
+                logits[j] = -model.log_contrastive_scale.exp().squeeze() * distance
+        if own not in logits or len(logits) < 2:
+            continue
+        values = torch.stack(list(logits.values()))
+        log_p = logits[own] - values.logsumexp(0)
+        log_ps.append(log_p)
+        bounds.append(math.log(len(logits)) + log_p)
+        hits.append(float(logits[own] == values.max()))
+        vectors[b, c] = answers[own]
+    return -torch.stack(log_ps).mean(), torch.stack(bounds).mean(), sum(hits) / len(hits), vectors
+
+
+def test_contrast_is_that_of_its_definition():
+    model = CSCForPreTraining(tiny(initializer_range=0.5))
+    embeddings, ids, memory, mask = contrast_inputs(model)
+    ids[5] = torch.tensor([2, -100])  # identity 3 stays in two mixtures
+    ids[0, 1] = 7  # an identity of a single mixture
+    loss, information, accuracy, vectors = model.contrast(embeddings, ids, memory, mask)
+    expected = reference_contrast(model, embeddings, ids, memory, mask)
+    torch.testing.assert_close(loss, expected[0])
+    torch.testing.assert_close(information, expected[1])
+    assert accuracy.item() == pytest.approx(expected[2])
+    for b, c in itertools.product(range(6), range(2)):
+        torch.testing.assert_close(vectors[b, c], expected[3].get((b, c), torch.zeros_like(vectors[b, c])))
+
+
+def test_every_identity_answers_the_same_query():
+    """The query leak: random embeddings say nothing of identity, so no identity may be favoured by the loss, however
+    strongly the answers depend on the query."""
+    model = CSCForPreTraining(tiny(initializer_range=0.5))
+    values = []
+    for _ in range(40):
+        embeddings, ids, memory, mask = contrast_inputs(model)
+        values.append(model.contrast(embeddings, ids, memory, mask)[2].item())
+    # Four identities; of them a query sees its own and the one that it never meets.
+    assert sum(values) / len(values) == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_query_never_sees_its_own_mixture():
+    model = CSCForPreTraining(tiny())
+    embeddings, ids, memory, mask = contrast_inputs(model)
+    memory.requires_grad_()
+    *_, vectors = model.contrast(embeddings, ids, memory, mask)
+    assert (vectors.norm(dim=-1) - 1).abs().max() < 1e-5
+    answers = reference_contrast(model, embeddings, ids, memory, mask)[3]
+    for (b, c), answer in answers.items():
+        (gradient,) = torch.autograd.grad(answer.sum(), memory, retain_graph=True)
+        seen = gradient.abs().sum((1, 2)) > 0
+        assert seen.tolist() == [ids[b, c].item() in ids[m].tolist() and m != b for m in range(6)]
+        torch.testing.assert_close(vectors[b, c], answer.detach())
+
+
+def test_identities_of_one_mixture_or_none_take_no_part():
+    model = CSCForPreTraining(tiny())
+    batch = mixtures()
+    for ids in (torch.arange(12).view(6, 2), torch.full((6, 2), -100), None):
+        output = model(**batch | {"speaker_ids": ids})
+        assert output.contrastive_loss.item() == 0 and output.global_speaker_vectors.abs().max() == 0
+        output.loss.backward()
+        # In several processes every one must have every gradient, whatever its batch holds.
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+    batch["source_values"][:, 1] = 0  # an id without a voice is no identity
+    assert model(**batch).global_speaker_vectors[:, 1].abs().max() == 0
+
+
+def test_mutual_information_is_bounded_by_the_number_of_identities():
+    model = CSCForPreTraining(tiny())
+    output = model(**mixtures())
+    assert output.mutual_information.item() <= math.log(2) + 1e-6
+    expected = math.log(2) - output.contrastive_loss.item()
+    assert output.mutual_information.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_aggregate_ignores_what_the_mask_hides():
+    model = CSCForPreTraining(tiny())
+    query, memory = F.normalize(torch.randn(3, 32), dim=-1), torch.randn(3, 9, 16)
+    mask = torch.ones(3, 9)
+    mask[:, 6:] = 0
+    changed = memory.clone()
+    changed[:, 6:] += 10
+    expected = model.aggregate(query, memory[:, :6])
+    torch.testing.assert_close(model.aggregate(query, changed, mask), expected)
+    torch.testing.assert_close(expected.norm(dim=-1), torch.ones(3))
+    assert not torch.allclose(model.aggregate(-query, memory[:, :6]), expected, atol=1e-3)  # it does read the query
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    weights = {"separation_loss_weight": 0.3, "contrastive_loss_weight": 0.7, "activity_loss_weight": 0.2}
+    output = CSCForPreTraining(tiny(**weights))(**mixtures())
+    expected = 0.3 * output.separation_loss + 0.7 * output.contrastive_loss + 0.2 * output.activity_loss
+    torch.testing.assert_close(output.loss, expected)
+    assert CSCForPreTraining(tiny())(mixtures()["input_values"]).loss is None
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def test_xvector_loss_is_additive_angular_margin():
+    model = CSCForXVector(tiny(num_labels=5)).eval()
+    audio, labels = torch.randn(4, 2000), torch.tensor([0, 1, 4, 2])
+    output = model(audio, labels=labels)
+    cosines = output.embeddings @ F.normalize(model.classifier.weight, dim=-1).T
+    torch.testing.assert_close(output.logits, 30 * cosines)
+    angles = cosines.acos() + 0.2 * F.one_hot(labels, 5)
+    torch.testing.assert_close(output.loss, F.cross_entropy(30 * angles.cos(), labels), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.embeddings.norm(dim=-1), torch.ones(4))
+
+
+def test_xvector_follows_the_active_slot():
+    model = CSCForXVector(tiny()).eval()
+    audio = torch.randn(1, 2000)
+    with torch.no_grad():
+        slots = model.csc(audio).source_embeddings[0]
+        hook = model.csc.speaker_branch.activity.register_forward_hook(
+            lambda module, inputs, output: torch.tensor([[-40.0], [40.0]])
+        )
+        torch.testing.assert_close(model(audio).embeddings[0], slots[1])
+        hook.remove()
+
+
+def test_frame_labels_overlap_and_may_be_unknown():
+    config = tiny(num_labels=3)
+    model = CSCForAudioFrameClassification(config).eval()
+    audio = torch.randn(2, 3000)
+    labels = torch.randint(0, 2, (2, config.num_segments(3000), 3)).float()
+    labels[1, 4:] = -100
+    output = model(audio, labels=labels)
+    known = labels != -100
+    expected = F.binary_cross_entropy_with_logits(output.logits[known], labels[known])
+    torch.testing.assert_close(output.loss, expected)
+    with pytest.raises(ValueError, match="labels"):
+        model(audio, labels=labels[:, :-1])
+
+
+def test_sequence_classification_follows_the_problem_type():
+    audio = torch.randn(2, 2000)
+    model = CSCForSequenceClassification(tiny(num_labels=3, problem_type="multi_label_classification")).eval()
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    output = model(audio, labels=labels)
+    torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(output.logits, labels))
+
+
+def test_separation_loss_ignores_the_order_of_the_labels():
+    model = CSCForSpeechSeparation(tiny()).eval()
+    sources = torch.randn(2, 2, 3000)
+    loss = model(sources.sum(1), labels=sources).loss
+    torch.testing.assert_close(model(sources.sum(1), labels=sources.flip(1)).loss, loss)
+
+
+def test_a_pretraining_checkpoint_loads_into_every_head(tmp_path):
+    pretrained = CSCForPreTraining(tiny())
+    pretrained.save_pretrained(tmp_path)
+    for model_class in CLASSES:
+        model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+        new = {name for name in info["missing_keys"] if not name.startswith("classifier")}
+        assert new <= {"projector.weight", "projector.bias"}
+        base = model if model_class is CSCModel else model.csc
+        weights = pretrained.csc.state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
+
+
+# --- Transformers features that its common tests leave open --------------------------------------------------------------
+
+
+def test_attention_can_be_switched_at_run_time():
+    model = CSCModel(tiny(initializer_range=0.3)).eval()
+    audio, mask = torch.randn(2, 4000), torch.ones(2, 4000, dtype=torch.long)
+    mask[1, 2000:] = 0
+    with torch.no_grad():
+        model.set_attn_implementation("sdpa")
+        sdpa = model(audio, attention_mask=mask)
+        model.set_attn_implementation("eager")
+        eager = model(audio, attention_mask=mask, output_attentions=True)
+    assert sdpa.attentions is None
+    weights = eager.attentions[0]
+    num_segments = model.config.num_segments(2000)
+    assert weights[1, ..., num_segments:].abs().max() == 0
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    for name in ("last_hidden_state", "source_hidden_states", "source_embeddings", "source_activity"):
+        expected, actual = eager[name], sdpa[name]
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_single(front_end, dtype):
+    model = CSCForSpeechSeparation(tiny(front_end)).eval()
+    audio = torch.randn(2, 4000) * 1e-3  # quiet: its square would vanish in float16
+    with torch.no_grad():
+        expected = model(audio)
+        actual = model.to(dtype)(audio)
+    cosine = F.cosine_similarity(actual.source_embeddings.float(), expected.source_embeddings, dim=-1)
+    assert cosine.min() > 0.99
+    assert F.cosine_similarity(actual.sources, expected.sources, dim=-1).min() > 0.98
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_changes_no_gradient(use_reentrant):
+    model = CSCForPreTraining(tiny(hidden_dropout=0.0, attention_dropout=0.0)).train()
+    batch = mixtures()
+    model(**batch).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(**batch).loss.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_export_keeps_the_length_dynamic(model_class, front_end):
+    model = model_class(tiny(front_end)).eval()
+    batch, samples = torch.export.Dim("batch", min=2, max=16), torch.export.Dim("samples", min=600, max=160_000)
+    shapes = {"input_values": {0: batch, 1: samples}, "attention_mask": {0: batch, 1: samples}}
+    example = {"input_values": torch.randn(2, 3001), "attention_mask": torch.ones(2, 3001, dtype=torch.long)}
+    program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False)
+    inputs = {"input_values": torch.randn(3, 5003), "attention_mask": torch.ones(3, 5003, dtype=torch.long)}
+    inputs["attention_mask"][1, 2000:] = 0
+    with torch.no_grad():
+        expected, actual = model(**inputs), program.module()(**inputs)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, atol=1e-4, rtol=0)
+
+
+def test_compiling_breaks_the_graph_at_the_lstm_alone():
+    model = CSCForSpeechSeparation(tiny("stft")).eval()
+    audio = torch.randn(2, 3000)
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
+        explanation = torch._dynamo.explain(model)(audio)
+    assert explanation.graph_break_count == 0, explanation.break_reasons

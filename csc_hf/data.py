@@ -15,16 +15,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Audio, IterableDataset, load_dataset
+from datasets.distributed import split_dataset_by_node
 
 from .audio import SAMPLING_RATE, decode_audio
 from .mixing import SILENCE_POWER, Clip, MixingConfig, MixtureRecipe, draw_group, mix
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +79,20 @@ def stream_utterances(
     Raises:
         ValueError: a column is missing; and what `datasets.load_dataset` raises if there is no such data.
     """
-    from datasets import load_dataset
-
     path = os.fspath(name_or_path)
     if path.endswith(".parquet"):
         dataset = load_dataset("parquet", data_files={split: path}, split=split, streaming=True, **load_options)
     else:
         dataset = load_dataset(path, split=split, streaming=True, **load_options)
     return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column)
+
+
+class _UndecodedAudio(Audio):
+    """Passes on what the data holds. `Audio` itself, even undecoded, asks for torchcodec where rows are not Arrow
+    tables (audiofolder, WebDataset)."""
+
+    def encode_example(self, value: Any) -> Any:
+        return value
 
 
 class UtteranceStream:
@@ -98,14 +103,12 @@ class UtteranceStream:
 
     def __init__(
         self,
-        dataset: "IterableDataset",
+        dataset: IterableDataset,
         audio_column: str = "audio",
         speaker_column: str | None = "speaker_id",
         source_column: str | None = "source",
         id_column: str | None = "id",
     ):
-        from datasets import Audio
-
         columns = dataset.column_names or list(next(iter(dataset)))
         for argument, column in (
             ("audio_column", audio_column),
@@ -117,7 +120,7 @@ class UtteranceStream:
                 remedy = f"set {argument} to one of them" + ("" if argument == "audio_column" else ", or to None")
                 raise ValueError(f"{argument}={column!r}: the data has no such column, but {columns}; {remedy}")
         if dataset.features is not None and isinstance(dataset.features[audio_column], Audio):
-            dataset = dataset.cast_column(audio_column, Audio(decode=False))
+            dataset = dataset.cast_column(audio_column, _UndecodedAudio(decode=False))
         self.dataset = dataset
         self.audio_column = audio_column
         self.speaker_column = speaker_column
@@ -142,8 +145,6 @@ class UtteranceStream:
 
     def split(self, rank: int, world_size: int) -> "UtteranceStream":
         """The share of one process of several: whole shards if they divide evenly, else every n-th row."""
-        from datasets.distributed import split_dataset_by_node
-
         dataset = split_dataset_by_node(self.dataset, rank=rank, world_size=world_size)
         return UtteranceStream(dataset, self.audio_column, self.speaker_column, self.source_column, self.id_column)
 

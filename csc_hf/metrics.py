@@ -19,7 +19,7 @@ def _error_rates(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     labels = np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
-            f"scores and labels must be one-dimensional and of one length, got shapes {scores.shape} and {labels.shape}"
+            f"scores and labels must be one-dimensional and of one length, got {scores.shape} and {labels.shape}"
         )
     if np.isnan(scores).any():
         raise ValueError(
@@ -105,8 +105,8 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray, eps: float = 1e-10) -> n
     reference, silent = _unit_energy(reference)
     if silent.any():
         raise ValueError(
-            f"reference {np.argwhere(silent)[0].tolist()} of shape {reference.shape} is silent: SI-SDR is not defined, "
-            "leave silent sources out"
+            f"reference {np.argwhere(silent)[0].tolist()} of shape {reference.shape} is silent: SI-SDR is "
+            "not defined, leave silent sources out"
         )
     target_energy = np.square(np.einsum("...t,...t->...", estimate, reference))
     rest_energy = np.maximum(1.0 - target_energy, 0.0)

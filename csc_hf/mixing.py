@@ -35,8 +35,8 @@ class MixingConfig:
         seconds: length of a mixture.
         supervision: what an identity is. "utterance": one utterance, no label used; "speaker": a speaker.
         sir_db: level of the target relative to each interferer, over the whole crop; uniform in this range.
-        single_speaker_probability: probability that a mixture holds its target alone. Otherwise the number of speakers
-            is uniform in 2..C.
+        single_speaker_probability: probability that an observation holds its target alone. Otherwise the number of
+            speakers is uniform in 2..C. See `draw_group`.
         noise_probability: probability that noise is added.
         noise_snr_db: level of all the speech relative to the noise; uniform in this range.
         same_source_probability: probability that a group comes from one source (corpus, channel) alone, so that
@@ -146,6 +146,9 @@ def draw_group(clips: Sequence[Clip], config: MixingConfig, seed: int, epoch: in
     identity is never twice the same speaker. Target n of observation u is interfered with by the identities n + s
     (modulo N) of the randomly ordered group, with fixed shifts s that have no difference twice.
 
+    How many speak: the same number in observation u of every identity, so that all identities are in as many mixtures of
+    each kind, and the contrast cannot be won by counting.
+
     Which audio: every identity has its own crop in every mixture that it is in, see `_cut_crops`.
 
     Args:
@@ -160,15 +163,14 @@ def draw_group(clips: Sequence[Clip], config: MixingConfig, seed: int, epoch: in
     """
     rng = np.random.default_rng([seed, epoch, index])
     chosen = _choose_identities(clips, config, rng)
-    shifts = _shifts(config.num_observations, config.num_sources)
+    shifts = []  # of each observation: where its interferers stand, in the order of the identities
+    for of_observation in _shifts(config.num_observations, config.num_sources):
+        alone = rng.random() < config.single_speaker_probability or not of_observation
+        shifts.append(of_observation[: 0 if alone else rng.integers(1, config.num_sources)])
 
     members = []  # of each mixture: its target, then its interferers
     for target, observation in itertools.product(range(config.num_identities), range(config.num_observations)):
-        interferers = [(target + shift) % config.num_identities for shift in shifts[observation]]
-        if interferers:
-            alone = rng.random() < config.single_speaker_probability
-            interferers = interferers[: 0 if alone else rng.integers(1, config.num_sources)]
-        members.append([target, *interferers])
+        members.append([target, *((target + shift) % config.num_identities for shift in shifts[observation])])
 
     fills = np.bincount(list(itertools.chain(*members)), minlength=config.num_identities)
     crops = [iter(_cut_crops(chosen[n], fills[n], config.num_samples, rng)) for n in range(config.num_identities)]

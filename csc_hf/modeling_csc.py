@@ -159,12 +159,15 @@ class CSCGlobalLayerNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`hidden_states` (B, ..., D), `mask` (B, ..., 1) → (B, ..., D)."""
-        values, mask = hidden_states.float(), mask.float()
+        mask = mask.float()
+        values = hidden_states.float() * mask
         axes = tuple(range(1, values.dim()))
         count = mask.sum(axes, keepdim=True) * values.shape[-1]
-        centred = (values - (values * mask).sum(axes, keepdim=True) / count) * mask
-        scale = torch.rsqrt(centred.square().sum(axes, keepdim=True) / count + self.eps)
-        return ((centred * scale * self.weight + self.bias) * mask).to(hidden_states.dtype)
+        mean = values.sum(axes, keepdim=True) / count
+        variance = (values.square().sum(axes, keepdim=True) / count - mean.square()).clamp(min=0)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        # (values − mean) · scale + bias, without a pass over the tensor for each term.
+        return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
 
 
 # --- front ends and decoders ----------------------------------------------------------------------------------------
@@ -421,11 +424,17 @@ class CSCSpeakerBranch(nn.Module):
         # Attentive statistics over segments, one set of weights a channel.
         scores = self.attention_score(self.attention_hidden(segments).tanh()).float()
         weights = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
-        mean = (weights * segments).sum(dim=1)
-        variance = (weights * (segments - mean[:, None]).square()).sum(dim=1)
-        statistics = torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=-1).to(segments.dtype)
-        embeddings = F.normalize(self.embedding(statistics).float(), dim=-1)
-        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
+        statistics = self.statistics((weights * segments).sum(dim=1), (weights * segments.square()).sum(dim=1))
+        return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
+
+    def statistics(self, mean: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
+        """First and second moments (..., D) of segment vectors → mean and biased standard deviation (..., 2·D)."""
+        deviation = (mean_square - mean.square()).clamp(min=1e-6).sqrt()
+        return torch.cat([mean, deviation], dim=-1).to(self.embedding.weight.dtype)
+
+    def embed(self, statistics: torch.Tensor) -> torch.Tensor:
+        """(..., 2·D) → speaker embeddings of unit length (..., E), float32."""
+        return F.normalize(self.embedding(statistics).float(), dim=-1)
 
 
 class CSCSeparator(nn.Module):
@@ -457,54 +466,46 @@ class CSCSeparator(nn.Module):
 class CSCSpeakerAggregator(nn.Module):
     """
     Cross-attention of a speaker embedding over segment-level speaker representations of other recordings, in which other
-    speakers speak as well: it has to find those that answer the query. What comes out is the global speaker vector [A].
+    speakers speak as well: it has to find those that answer the query [A]. What it reads are the moments that the global
+    speaker vector is made from just as the embedding is from its own segments, by [`CSCSpeakerBranch.embed`], so that
+    the two lie in one space [O].
     """
 
     def __init__(self, config: CSCConfig):
         super().__init__()
-        size = config.speaker_embedding_size
         self.num_heads = config.num_attention_heads
         self.memory_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.q_proj = nn.Linear(size, size)
-        self.k_proj = nn.Linear(config.hidden_size, size)
-        self.v_proj = nn.Linear(config.hidden_size, size)
-        self.out_proj = nn.Linear(size, size)
+        self.q_proj = nn.Linear(config.speaker_embedding_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def attend(
+    def forward(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → what each
-        head reads (..., heads, E / heads), and the log of the sum of its exponentiated scores (..., heads)."""
-        memory = self.memory_layer_norm(memory)
+        """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → mean and mean
+        square of the memory, each head's of its own channels (..., heads, 2, D / heads), and the log of the sum of its
+        exponentiated scores (..., heads)."""
         query = self.q_proj(query.to(memory.dtype)).unflatten(-1, (self.num_heads, -1))
-        key = self.k_proj(memory).unflatten(-1, (self.num_heads, -1))
-        value = self.v_proj(memory).unflatten(-1, (self.num_heads, -1))
+        key = self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
         scores = torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
         scores = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min)
-        weights = scores.softmax(dim=-1).to(value.dtype)
-        return torch.einsum("...hm,...mhd->...hd", weights, value), scores.logsumexp(dim=-1)
-
-    def project(self, values: torch.Tensor) -> torch.Tensor:
-        """(..., heads, E / heads) → unit vectors (..., E), float32."""
-        return F.normalize(self.out_proj(values.flatten(-2)).float(), dim=-1)
-
-    def forward(self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor) -> torch.Tensor:
-        """One global speaker vector a query: (..., E), (..., M, D), (..., M) → (..., E)."""
-        return self.project(self.attend(query, memory, memory_mask)[0])
+        value = torch.stack([memory, memory.square()], dim=-2).float()  # (..., M, 2, D)
+        value = value.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+        return torch.einsum("...hm,...mhpd->...hpd", scores.softmax(dim=-1), value), scores.logsumexp(dim=-1)
 
     def answer(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor, visible: torch.Tensor
     ) -> torch.Tensor:
         """
-        The global speaker vectors of every identity for every query: `query` (I, E), `memory` (B, M, D) of B mixtures,
-        `memory_mask` (B, M), `visible` (I, N, B), the mixtures that identity n's memory consists of for query i → (I, N, E).
+        The moments of every identity for every query: `query` (I, E), `memory` (B, M, D) of B mixtures, `memory_mask`
+        (B, M), `visible` (I, N, B), the mixtures that identity n's memory consists of for query i →
+        (I, N, heads, 2, D / heads).
 
         A softmax over several mixtures is a softmax over their sums of exponentiated scores, times the softmax inside
         each: so a query attends to each mixture once, whichever identities share it.
         """
-        values, log_sums = self.attend(query[:, None], memory[None], memory_mask[None])
+        moments, log_sums = self(query[:, None], memory[None], memory_mask[None])
         log_sums = log_sums[:, None].masked_fill(~visible[..., None], torch.finfo(log_sums.dtype).min)
-        return self.project(torch.einsum("inbh,ibhd->inhd", log_sums.softmax(dim=2).to(values.dtype), values))
+        return torch.einsum("inbh,ibhpd->inhpd", log_sums.softmax(dim=2), moments)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -761,7 +762,12 @@ class CSCForPreTraining(CSCPreTrainedModel):
         """
         if memory_mask is None:
             memory_mask = torch.ones(memory.shape[:-1], device=memory.device)
-        return self.aggregator(query, memory, memory_mask.bool())
+        return self._global_speaker_vector(self.aggregator(query, memory, memory_mask.bool())[0])
+
+    def _global_speaker_vector(self, moments: torch.Tensor) -> torch.Tensor:
+        """(..., heads, 2, D / heads) → (..., E)."""
+        mean, mean_square = moments.transpose(-3, -2).flatten(-2).unbind(-2)
+        return self.csc.speaker_branch.embed(self.csc.speaker_branch.statistics(mean, mean_square))
 
     @can_return_tuple
     def forward(
@@ -846,6 +852,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
         were each identity's vector made from its own query, the positive alone would have seen the embedding that it is
         compared with, and the loss would fall without anything being learnt of speakers.
 
+        Nor may the memories differ in anything but whose they are, see [`memories`].
+
         Args:
             embeddings: Speaker embeddings in the order of the targets, (B, C, E).
             speaker_ids: Their identities, (B, C); negative means none.
@@ -861,14 +869,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
         mixture = torch.arange(speaker_ids.shape[0], device=speaker_ids.device)[:, None].expand_as(speaker_ids)[known]
         identities, identity = speaker_ids[known].unique(return_inverse=True)
         contains = (speaker_ids[None] == identities[:, None, None]).any(-1)  # (N, B)
-
-        # Of its own identity a query sees every mixture but its own; of another, those that its identity is not in.
         own = torch.arange(len(identities), device=identity.device) == identity[:, None]  # (I, N)
-        visible = torch.where(
-            own[..., None],
-            contains & (torch.arange(contains.shape[1], device=mixture.device) != mixture[:, None])[:, None],
-            contains & ~contains[identity][:, None],
-        )
+        visible = self.memories(contains, known.sum(-1), own, mixture)
         candidate = visible.any(-1)  # (I, N)
         takes_part = (candidate & own).any(-1) & (candidate.sum(-1) > 1)
         vectors = embeddings.new_zeros(embeddings.shape)
@@ -879,7 +881,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
 
         query, identity = embeddings[known][takes_part], identity[takes_part]
         visible, candidate = visible[takes_part], candidate[takes_part]
-        answers = self.aggregator.answer(query, memory, memory_mask, visible)  # (I, N, E)
+        moments = self.aggregator.answer(query, memory, memory_mask.bool(), visible)
+        answers = self._global_speaker_vector(moments)  # (I, N, E)
         distances = (query[:, None].float() - answers).square().sum(-1)
         logits = -self.log_contrastive_scale.float().exp() * distances
         logits = logits.masked_fill(~candidate, torch.finfo(logits.dtype).min)
@@ -892,6 +895,44 @@ class CSCForPreTraining(CSCPreTrainedModel):
                 identity[:, None, None], dim=1
             ).squeeze(1)
         return loss, mutual_information, accuracy, vectors
+
+
+    @staticmethod
+    def memories(
+        contains: torch.Tensor, num_speakers: torch.Tensor, own: torch.Tensor, mixture: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Which mixtures the memory of each identity consists of, for each query.
+
+        Of its own identity a query sees every mixture but its own. Of any other, it sees as many mixtures, with the same
+        numbers of speakers, in none of which its identity speaks; where there are not as many, that identity is no
+        candidate. Otherwise the own identity, which lacks the query's mixture, would be known by its smaller memory, or
+        by how many speak in it: a network that is trained on noise finds that within minutes.
+
+        Args:
+            contains: Whether identity n speaks in mixture b, (N, B).
+            num_speakers: Identities in each mixture, (B,).
+            own: Whether identity n is that of query i, (I, N).
+            mixture: The mixture of each query, (I,).
+
+        Returns:
+            (I, N, B) bool.
+        """
+        # Axis B is turned for each query to begin behind its own mixture, so that no mixture is favoured by its place.
+        num_mixtures = contains.shape[1]
+        turn = (mixture[:, None] + 1 + torch.arange(num_mixtures, device=mixture.device)) % num_mixtures  # (I, B)
+        holds_own = (own.float() @ contains.float()).bool()  # (I, B)
+        eligible = torch.where(own[..., None], holds_own[:, None], contains & ~holds_own[:, None])
+        eligible = eligible.take_along_dim(turn[:, None], dim=2)
+        eligible[..., -1] = False  # the query's own mixture
+        chosen, complete = torch.zeros_like(eligible), torch.ones_like(own)
+        for kind in num_speakers.unique():
+            of_kind = eligible & (num_speakers[turn] == kind)[:, None]
+            wanted = (of_kind & own[..., None]).sum((1, 2))[:, None, None]
+            chosen |= of_kind & (of_kind.cumsum(-1) <= wanted)
+            complete &= of_kind.sum(-1) >= wanted[..., 0]
+        chosen &= complete[..., None]
+        return torch.zeros_like(chosen).scatter(2, turn[:, None].expand_as(chosen), chosen)
 
 
 class CSCForSpeechSeparation(CSCPreTrainedModel):

@@ -70,7 +70,7 @@ class TrialSet:
         return len({recording.speaker for recording in self.recordings})
 
     def sources(self, kind: str, number: int) -> np.ndarray:
-        """The sources (talkers, T) of a signal, the target first, all of the target's energy; the signal is their sum."""
+        """The sources (talkers, T) of a signal, target first, all of the target's energy. The signal is their sum."""
         sources = np.stack([self.recordings[i].waveform for i in self.talkers[kind][number]])
         energy = np.square(sources, dtype=np.float64).sum(axis=1, keepdims=True)
         return (sources * np.sqrt(energy[0] / energy)).astype(np.float32)
@@ -97,10 +97,10 @@ def build_trials(
 ) -> TrialSet:
     """Make recordings of every speaker and all trials between them.
 
-    The speaker's clips, in an order drawn from `seed`, make recordings of exactly `seconds`: a clip that is long enough
-    makes one by itself, shorter ones are joined; what is left over of a clip is not used again. Each recording gets an
-    interferer: a recording of another speaker of the same source, or of any other speaker where the source has no
-    second one or is unknown. The interferers of one speaker are as many different speakers as there are.
+    The speaker's clips, in an order drawn from `seed`, make recordings of exactly `seconds`: a clip that is long
+    enough makes one by itself, shorter ones are joined; what is left over of a clip is not used again. Each recording
+    gets an interferer: a recording of another speaker of the same source, or of any other speaker where the source has
+    no second one or is unknown. The interferers of one speaker are as many different speakers as there are.
 
     Target trials pair two recordings of one speaker; two mixtures of a target trial have different interferers. In a
     non-target trial no speaker, in whatever role, is in both signals. All such pairs are trials.
@@ -246,9 +246,9 @@ def evaluate(model: torch.nn.Module, trials: TrialSet, batch_size: int = 16, pro
     """Equal error rates of a model by condition, and how well it separates the mixtures.
 
     A trial's score is the highest cosine between an allowed slot of the one signal and an allowed slot of the other.
-    A clean signal allows its most active slot; a mixture all whose activity is above one half, or else its most active.
-    "Slot known" scores instead the slot whose separated source fits the target best, which tells poor embeddings from
-    a poor choice of slots. It needs the true sources, so it is a diagnosis and no result.
+    A clean signal allows its most active slot; a mixture all whose activity is above one half, or else its most
+    active. "Slot known" scores instead the slot whose separated source is the target under the best permutation, which
+    tells poor embeddings from a poor choice of slots. It needs the true sources, so it is a diagnosis and no result.
 
     Args:
         model: Called with `input_values` (B, T) and `attention_mask` (B, T); returns `source_embeddings` (B, C, E),

@@ -69,11 +69,16 @@ def test_two_identities_meet_at_most_once(identities, observations, sources):
 
 def test_number_of_speakers():
     config = MixingConfig(19, 2, 3, seconds=0.1, single_speaker_probability=0.4)
-    counts = Counter(len(recipe.sources) for recipe in draw_many(make_clips(25), config))
-    total = counts.total()
+    counts = Counter()
+    for index in range(300):
+        recipes = draw_group(make_clips(25), config, 0, 0, index)
+        numbers = np.array([len(recipe.sources) for recipe in recipes]).reshape(19, 2)  # (identity, observation)
+        # The same in an observation of every identity, or identities could be told apart by counting.
+        assert (numbers == numbers[0]).all()
+        counts.update(numbers[0].tolist())
     assert counts.keys() == {1, 2, 3}
-    assert counts[1] / total == pytest.approx(0.4, abs=0.05)
-    assert counts[2] / total == pytest.approx(0.3, abs=0.05)
+    assert counts[1] / 600 == pytest.approx(0.4, abs=0.06)
+    assert counts[2] / 600 == pytest.approx(0.3, abs=0.06)
 
 
 def test_levels_and_noise_are_drawn_from_their_ranges():

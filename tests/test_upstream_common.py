@@ -12,10 +12,12 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
+import transformers
 from transformers import AudioClassificationPipeline
 from transformers.testing_utils import torch_device
-from upstream import load_upstream_tests
+from upstream import FOLDER_VARIABLE, UpstreamTestsMissing, load_upstream_tests, upstream_folder
 
 from csc_hf import (
     CSCConfig,
@@ -37,6 +39,46 @@ upstream = load_upstream_tests(
         "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES": {"csc": CLASSIFIERS},
     }
 )
+
+# --- without upstream's tests, nothing passes ------------------------------------------------------------------------
+
+
+def run(case: type) -> unittest.TestResult:
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    return result
+
+
+def test_without_a_download_the_tests_fail_and_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr("upstream.CACHE", tmp_path)
+
+    class Case(load_upstream_tests({}).ModelTesterMixin, unittest.TestCase):
+        def test_something(self):
+            """Would pass."""
+
+    result = run(Case)
+    assert result.testsRun == len(result.errors) == 2 and not result.skipped
+    assert all(f"set {FOLDER_VARIABLE} to a folder" in message for _, message in result.errors)
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(None, "Unset the variable"), ("4.0.0", "Name the folder")])
+def test_a_folder_without_the_installed_version_is_refused(monkeypatch, tmp_path, version, remedy):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    if version is not None:
+        (tmp_path / "tests").mkdir()
+        (tmp_path / "PKG-INFO").write_text(f"Metadata-Version: 2.4\nVersion: {version}\n")
+    with pytest.raises(UpstreamTestsMissing, match=remedy):
+        upstream_folder()
+
+
+def test_a_folder_with_the_installed_version_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "PKG-INFO").write_text(f"Metadata-Version: 2.4\nVersion: {transformers.__version__}\n")
+    assert upstream_folder() == tmp_path
+
 
 # --- skips: each is explained here, or beside the code that skips, or it is a failure --------------------------------
 
@@ -112,8 +154,7 @@ def test_an_unexplained_skip_fails():
         def test_sliding_window_mask(self):
             self.skipTest("listed")
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    result = run(Case)
     assert {test._testMethodName for test, _ in result.failures} == {"test_something", "test_inputs_embeds"}
     assert {test._testMethodName for test, _ in result.skipped} == {"test_sliding_window_mask"}
 

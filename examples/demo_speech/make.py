@@ -3,9 +3,9 @@
 
 python examples/demo_speech/make.py <folder of the full synthetic corpus>
 
-The corpus is a folder with train/*.parquet and test/*.parquet, columns id, audio {bytes, path}, speaker_id, seconds. The
-audio bytes are copied as they are. All of test is taken, and three utterances of as many training voices as then fit,
-beginning with the voices that have the most utterances.
+The corpus is a folder with train/*.parquet and test/*.parquet, columns id, audio {bytes, path}, speaker_id, seconds.
+The audio bytes are copied as they are. All of test is taken, and three utterances of as many training voices as then
+fit, beginning with the voices that have the most utterances.
 """
 
 import argparse

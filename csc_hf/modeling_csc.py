@@ -563,6 +563,12 @@ def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> 
     return F.normalize((activity.softmax(dim=-1)[..., None] * embeddings).sum(dim=1), dim=-1)
 
 
+def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raises a `ValueError` for an optional input of another shape."""
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"`{name}` must have shape {tuple(shape)} here, got {tuple(tensor.shape)}.")
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -793,16 +799,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
         batch, num_sources = input_values.shape[0], self.config.num_sources
         if source_values is None and speaker_ids is not None:
             raise ValueError("`speaker_ids` need `source_values`, by which each slot finds its speaker.")
-        if source_values is not None and source_values.shape != (batch, num_sources, input_values.shape[1]):
-            raise ValueError(
-                f"`source_values` must have shape {(batch, num_sources, input_values.shape[1])} (mixtures, "
-                f"`config.num_sources`, samples), got {tuple(source_values.shape)}."
-            )
-        if speaker_ids is not None and speaker_ids.shape != (batch, num_sources):
-            raise ValueError(
-                f"`speaker_ids` must have shape {(batch, num_sources)} (mixtures, `config.num_sources`), got "
-                f"{tuple(speaker_ids.shape)}."
-            )
+        check_shape("source_values", source_values, (batch, num_sources, *input_values.shape[1:]))
+        check_shape("speaker_ids", speaker_ids, (batch, num_sources))
         outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
         output = CSCForPreTrainingOutput(
             sources=outputs.sources,
@@ -957,8 +955,14 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
         Args:
             input_values, attention_mask: As in [`CSCModel`].
             labels (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The sources, in any order; zeros where a
-                mixture has fewer.
+                mixture has fewer. The loss does not train the speaker embedding: distributed training needs
+                `find_unused_parameters=True`.
+
+        Raises:
+            ValueError: If `labels` are not `(B, C, T)`.
         """
+        batch, num_sources = input_values.shape[0], self.config.num_sources
+        check_shape("labels", labels, (batch, num_sources, *input_values.shape[1:]))
         outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
         loss = None
         if labels is not None:
@@ -1102,6 +1106,9 @@ class CSCForAudioFrameClassification(CSCPreTrainedModel):
             input_values, attention_mask: As in [`CSCModel`].
             labels (`torch.FloatTensor` of shape `(B, S, num_labels)`, *optional*): 1 where a label holds in a segment,
                 0 where it does not, −100 where it is unknown or padding. S is `config.num_segments(T)`.
+
+        Raises:
+            ValueError: If `labels` have another shape.
         """
         outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
         trunk, slots = outputs.last_hidden_state, outputs.source_hidden_states
@@ -1112,11 +1119,7 @@ class CSCForAudioFrameClassification(CSCPreTrainedModel):
         logits = self.classifier(torch.cat([trunk, slots], dim=-1))
         loss = None
         if labels is not None:
-            if labels.shape != logits.shape:
-                raise ValueError(
-                    f"`labels` must have shape {tuple(logits.shape)} (batch, segments, `config.num_labels`), got "
-                    f"{tuple(labels.shape)}."
-                )
+            check_shape("labels", labels, logits.shape)
             known = labels != -100
             losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float() * known, reduction="none")
             loss = masked_mean(losses, known, (0, 1, 2))

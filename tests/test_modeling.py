@@ -396,6 +396,8 @@ def test_sequence_classification_follows_the_problem_type():
 
 def test_separation_loss_ignores_the_order_of_the_labels():
     model = CSCForSpeechSeparation(tiny()).eval()
+    with pytest.raises(ValueError, match="labels"):
+        model(torch.randn(2, 3000), labels=torch.randn(2, 1, 3000))
     sources = torch.randn(2, 2, 3000)
     loss = model(sources.sum(1), labels=sources).loss
     torch.testing.assert_close(model(sources.sum(1), labels=sources.flip(1)).loss, loss)

@@ -34,15 +34,15 @@ class Trials:
         enrolment: (P,) number of the enrolment signal among those of its kind.
         test: (P,) number of the test signal among those of its kind.
         is_target: (P,) whether one speaker is the target of both.
-        is_within_source: (P,) whether the targets of both are known to come from one source, so that the channel does
-            not tell them apart.
+        within_source: (P,) number of the source that the targets of both come from, so that the channel does not tell
+            them apart; -1 if they come from two, or it is unknown.
     """
 
     kinds: tuple[str, str]
     enrolment: np.ndarray
     test: np.ndarray
     is_target: np.ndarray
-    is_within_source: np.ndarray
+    within_source: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class TrialSet:
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for name, trials in self.conditions.items():
             digest.update(name.encode())
-            for column in (trials.enrolment, trials.test, trials.is_target, trials.is_within_source):
+            for column in (trials.enrolment, trials.test, trials.is_target, trials.within_source):
                 digest.update(column.astype("<i4").tobytes())
         return digest.hexdigest()
 
@@ -222,7 +222,8 @@ def _pair(kinds: tuple[str, str], talkers: dict[str, np.ndarray], speakers: np.n
         is_trial = np.triu(is_trial)  # each pair once
     enrolment, test = np.nonzero(is_trial)
     source, test_source = sources[enrolments[enrolment, 0]], sources[tests[test, 0]]
-    return Trials(kinds, enrolment, test, same_target[enrolment, test], (source == test_source) & (source >= 0))
+    within_source = np.where(source == test_source, source, -1)
+    return Trials(kinds, enrolment, test, same_target[enrolment, test], within_source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,8 +334,7 @@ def _measure(trials: Trials, embedded: dict[str, _Embedded]) -> dict:
     def error_rates(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> tuple[float | None, float | None]:
         allowed = enrolment_slots[:, :, None, None] & test_slots[None, None]
         scores = np.where(allowed, cosine, -np.inf).max(axis=(1, 3))[trials.enrolment, trials.test]
-        within = trials.is_within_source
-        return _eer(scores, trials.is_target), _eer(scores[within], trials.is_target[within])
+        return _eer(scores, trials.is_target), _eer_within_source(scores, trials)
 
     eer, eer_within_source = error_rates(enrolment.allowed_slots, test.allowed_slots)
     slot_known, slot_known_within_source = None, None
@@ -347,14 +347,29 @@ def _measure(trials: Trials, embedded: dict[str, _Embedded]) -> dict:
         "eer_slot_known_within_source": slot_known_within_source,
         "num_target": int(trials.is_target.sum()),
         "num_nontarget": int((~trials.is_target).sum()),
-        "num_target_within_source": int((trials.is_target & trials.is_within_source).sum()),
-        "num_nontarget_within_source": int((~trials.is_target & trials.is_within_source).sum()),
+        "num_target_within_source": int((trials.is_target & (trials.within_source >= 0)).sum()),
+        "num_nontarget_within_source": int((~trials.is_target & (trials.within_source >= 0)).sum()),
     }
 
 
 def _eer(scores: np.ndarray, is_target: np.ndarray) -> float | None:
     """Equal error rate, or None where there are no trials of one class and so nothing to measure."""
     return equal_error_rate(scores, is_target) if is_target.any() and not is_target.all() else None
+
+
+def _eer_within_source(scores: np.ndarray, trials: Trials) -> float | None:
+    """Mean of the sources' equal error rates, weighted by their target trials; None where no source has both classes.
+
+    Each source has a threshold of its own: scores run higher in some channels than in others, and one threshold for all
+    would measure that."""
+    rates, weights = [], []
+    for source in np.unique(trials.within_source[trials.within_source >= 0]):
+        of_source = trials.within_source == source
+        rate = _eer(scores[of_source], trials.is_target[of_source])
+        if rate is not None:
+            rates.append(rate)
+            weights.append(trials.is_target[of_source].sum())
+    return float(np.average(rates, weights=weights)) if rates else None
 
 
 def format_report(results: dict) -> str:

@@ -174,8 +174,6 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        # The stream is each process's own already, so Accelerate must not share it out again.
-        self.loader = torch.utils.data.DataLoader(self.stream, batch_size=None)
 
         model = CSCForPreTraining(config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
@@ -225,7 +223,7 @@ class Trainer:
         )
         micro_batches, started, first_step = 0, time.monotonic(), self.step
         self.model.train()
-        batches = iter(self.loader)
+        batches = iter(self.stream)  # each process's own, so Accelerate has nothing to share out
         while self.step < args.max_train_steps:
             batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
             with accelerator.accumulate(self.model):

@@ -13,6 +13,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+import csc_hf  # noqa: F401, registers the Auto classes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY = {

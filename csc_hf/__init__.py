@@ -56,8 +56,8 @@ def __dir__() -> list[str]:
 
 
 # --- registration with the Auto classes ---------------------------------------------------------------------------
-# Registering needs our classes, and these need torch: seconds that `import csc_hf` should not cost. So each Auto module
-# of Transformers gets our classes once it is itself imported, which `from transformers import AutoModel` does.
+# Registering needs our classes, and these need torch: seconds that `import csc_hf` should not cost. So each Auto
+# module of Transformers gets our classes once it is itself imported, which `from transformers import AutoModel` does.
 
 
 def _register_config(auto) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Saves what a Hub repository needs (weights, configs, code, model card) into a folder, and pushes folders to the Hub."""
+"""Saves what a Hub repository needs (weights, configs, code, model card) into a folder, and pushes such folders."""
 
 import json
 import logging

@@ -146,8 +146,8 @@ def draw_group(clips: Sequence[Clip], config: MixingConfig, seed: int, epoch: in
     identity is never twice the same speaker. Target n of observation u is interfered with by the identities n + s
     (modulo N) of the randomly ordered group, with fixed shifts s that have no difference twice.
 
-    How many speak: the same number in observation u of every identity, so that all identities are in as many mixtures of
-    each kind, and the contrast cannot be won by counting.
+    How many speak: the same number in observation u of every identity, so that all identities are in as many
+    mixtures of each kind, and the contrast cannot be won by counting.
 
     Which audio: every identity has its own crop in every mixture that it is in, see `_cut_crops`.
 

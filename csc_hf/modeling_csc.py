@@ -1,10 +1,10 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Contrastive Separative Coding (CSC, arXiv 2103.00816) for Transformers, in the order in which the data flows: front end,
-segments, GALR blocks, speaker branch, separation branch, cross-attention, losses, models.
+Contrastive Separative Coding (CSC, arXiv 2103.00816) for Transformers, in the order in which the data flows: front
+end, segments, GALR blocks, speaker branch, separation branch, cross-attention, losses, models.
 
-Shapes: B mixtures, T samples, C sources (slots), L frames, K frames in a segment, S segments, Q low dimension, D hidden
-size, E speaker embedding size, N identities in the contrast, I queries (slots with an identity).
+Shapes: B mixtures, T samples, C sources (slots), L frames, K frames in a segment, S segments, Q low dimension, D
+hidden size, E speaker embedding size, N identities in the contrast, I queries (slots with an identity).
 """
 
 import itertools
@@ -73,7 +73,8 @@ class CSCForPreTrainingOutput(ModelOutput):
         source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): Embedding of each slot, of unit length.
         source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
         global_speaker_vectors (`torch.FloatTensor` of shape `(B, C, E)`): For each target, what its own identity's
-            other mixtures answer to its embedding, of unit length; zero where the target takes no part in the contrast.
+            other mixtures answer to its embedding, of unit length; zero where the target takes no part in the
+            contrast.
         permutation (`torch.LongTensor` of shape `(B, C)`): Slot that holds each target.
         hidden_states, attentions: As in [`CSCModelOutput`].
     """
@@ -170,7 +171,7 @@ class CSCGlobalLayerNorm(nn.Module):
         return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
 
 
-# --- front ends and decoders ----------------------------------------------------------------------------------------
+# --- front ends and decoders -----------------------------------------------------------------------------------------
 
 
 class CSCConvFrontEnd(nn.Module):
@@ -252,7 +253,7 @@ class CSCSTFTDecoder(nn.Module):
         return waveform.unflatten(0, hidden_states.shape[:2]) * (2 * self.config.conv_stride / self.config.conv_kernel)
 
 
-# --- GALR block -----------------------------------------------------------------------------------------------------
+# --- GALR block ------------------------------------------------------------------------------------------------------
 
 
 def sinusoidal_positions(length: int, size: int, device: torch.device) -> torch.Tensor:
@@ -393,7 +394,7 @@ class CSCBlock(GradientCheckpointingLayer):
         return segments.flatten(1, 2)
 
 
-# --- branches -------------------------------------------------------------------------------------------------------
+# --- branches --------------------------------------------------------------------------------------------------------
 
 
 class CSCSpeakerBranch(nn.Module):
@@ -465,10 +466,10 @@ class CSCSeparator(nn.Module):
 
 class CSCSpeakerAggregator(nn.Module):
     """
-    Cross-attention of a speaker embedding over segment-level speaker representations of other recordings, in which other
-    speakers speak as well: it has to find those that answer the query [A]. What it reads are the moments that the global
-    speaker vector is made from just as the embedding is from its own segments, by [`CSCSpeakerBranch.embed`], so that
-    the two lie in one space [O].
+    Cross-attention of a speaker embedding over segment-level speaker representations of other recordings, in which
+    other speakers speak as well: it has to find those that answer the query [A]. What it reads are the moments that
+    the global speaker vector is made from just as the embedding is from its own segments, by
+    [`CSCSpeakerBranch.embed`], so that the two lie in one space [O].
     """
 
     def __init__(self, config: CSCConfig):
@@ -481,9 +482,9 @@ class CSCSpeakerAggregator(nn.Module):
     def forward(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → mean and mean
-        square of the memory, each head's of its own channels (..., heads, 2, D / heads), and the log of the sum of its
-        exponentiated scores (..., heads)."""
+        """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → mean and
+        mean square of the memory, each head's of its own channels (..., heads, 2, D / heads), and the log of the sum
+        of its exponentiated scores (..., heads)."""
         query = self.q_proj(query.to(memory.dtype)).unflatten(-1, (self.num_heads, -1))
         key = self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
         scores = torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
@@ -508,7 +509,7 @@ class CSCSpeakerAggregator(nn.Module):
         return torch.einsum("inbh,ibhpd->inhpd", log_sums.softmax(dim=2), moments)
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 
 def pairwise_si_snr(estimates: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, threshold: float):
@@ -545,7 +546,8 @@ def permutation_invariant_separation_loss(
     present = ((targets * mask[:, None]) != 0).any(-1)
     si_snr = pairwise_si_snr(estimates, targets, mask, threshold)
     permutations = torch.tensor(list(itertools.permutations(range(num_sources))), device=targets.device)
-    candidates = si_snr[:, permutations, torch.arange(num_sources, device=targets.device)] * present[:, None]  # (B, C!, C)
+    target = torch.arange(num_sources, device=targets.device)
+    candidates = si_snr[:, permutations, target] * present[:, None]  # (B, C!, C)
     best = candidates.sum(-1).argmax(-1)
     chosen = candidates.take_along_dim(best[:, None, None], dim=1)
     return -chosen.sum() / present.sum().clamp(min=1), permutations[best], present
@@ -569,7 +571,7 @@ def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) 
         raise ValueError(f"`{name}` must have shape {tuple(shape)} here, got {tuple(tensor.shape)}.")
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
 class CSCPreTrainedModel(PreTrainedModel):
@@ -585,6 +587,8 @@ class CSCPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # What a pre-training checkpoint has beyond a head, or beyond the base model, is no sign of a mistake.
+    _keys_to_ignore_on_load_unexpected = [r"^aggregator\.", r"^log_contrastive_scale$", r"^(csc\.)?separator\."]
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
 
@@ -657,7 +661,8 @@ class CSCModel(CSCPreTrainedModel):
                 stand on the right. Padding does not change the output.
 
         Raises:
-            ValueError: If `input_values` is not `(B, T)` with at least one sample, or `attention_mask` differs in shape.
+            ValueError: If `input_values` is not `(B, T)` with at least one sample, or `attention_mask` differs in
+            shape.
         """
         if input_values.dim() != 2 or input_values.shape[1] == 0:
             raise ValueError(
@@ -693,12 +698,8 @@ class CSCModel(CSCPreTrainedModel):
         slots = slots.unflatten(-1, (config.num_sources, -1)).permute(0, 2, 1, 3).flatten(0, 1)
         frame_mask = frame_mask.repeat_interleave(config.num_sources, dim=0)
         segment_mask = segment_mask.repeat_interleave(config.num_sources, dim=0)
-        attention_bias = self._attention_bias(
-            features.repeat_interleave(config.num_sources, dim=0), segment_mask
-        )
-        segments, embeddings, activity = self.speaker_branch(
-            slots, frame_mask, attention_bias, segment_mask, **kwargs
-        )
+        attention_bias = self._attention_bias(features.repeat_interleave(config.num_sources, dim=0), segment_mask)
+        segments, embeddings, activity = self.speaker_branch(slots, frame_mask, attention_bias, segment_mask, **kwargs)
         sources = None
         if self.separator is not None:
             sources = self.separator(slots, frame_mask, attention_bias, encoded, num_samples, **kwargs)
@@ -847,8 +848,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         The probabilistic contrastive loss. Every identity answers the *same* query with its own global speaker vector:
-        were each identity's vector made from its own query, the positive alone would have seen the embedding that it is
-        compared with, and the loss would fall without anything being learnt of speakers.
+        were each identity's vector made from its own query, the positive alone would have seen the embedding that it
+        is compared with, and the loss would fall without anything being learnt of speakers.
 
         Nor may the memories differ in anything but whose they are, see [`memories`].
 
@@ -894,7 +895,6 @@ class CSCForPreTraining(CSCPreTrainedModel):
             ).squeeze(1)
         return loss, mutual_information, accuracy, vectors
 
-
     @staticmethod
     def memories(
         contains: torch.Tensor, num_speakers: torch.Tensor, own: torch.Tensor, mixture: torch.Tensor
@@ -902,10 +902,10 @@ class CSCForPreTraining(CSCPreTrainedModel):
         """
         Which mixtures the memory of each identity consists of, for each query.
 
-        Of its own identity a query sees every mixture but its own. Of any other, it sees as many mixtures, with the same
-        numbers of speakers, in none of which its identity speaks; where there are not as many, that identity is no
-        candidate. Otherwise the own identity, which lacks the query's mixture, would be known by its smaller memory, or
-        by how many speak in it: a network that is trained on noise finds that within minutes.
+        Of its own identity a query sees every mixture but its own. Of any other, it sees as many mixtures, with the
+        same numbers of speakers, in none of which its identity speaks; where there are not as many, that identity is
+        no candidate. Otherwise the own identity, which lacks the query's mixture, would be known by its smaller memory,
+        or by how many speak in it: a network that is trained on noise finds that within minutes.
 
         Args:
             contains: Whether identity n speaks in mixture b, (N, B).

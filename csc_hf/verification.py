@@ -360,8 +360,8 @@ def _eer(scores: np.ndarray, is_target: np.ndarray) -> float | None:
 def _eer_within_source(scores: np.ndarray, trials: Trials) -> float | None:
     """Mean of the sources' equal error rates, weighted by their target trials; None where no source has both classes.
 
-    Each source has a threshold of its own: scores run higher in some channels than in others, and one threshold for all
-    would measure that."""
+    Each source has a threshold of its own: scores run higher in some channels than in others, and one threshold for
+    all would measure that."""
     rates, weights = [], []
     for source in np.unique(trials.within_source[trials.within_source >= 0]):
         of_source = trials.within_source == source

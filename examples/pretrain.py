@@ -5,8 +5,8 @@ Pre-trains CSC on streamed mixtures of single-speaker audio, with Accelerate.
     accelerate launch examples/pretrain.py                                   # the demo: ten minutes on two CPU cores
     accelerate launch examples/pretrain.py --config examples/configs/base.yaml --train_data path/to/parquet_folder
 
-Every option can stand in the YAML file that --config names, and on the command line, which wins. The YAML file also has
-a `model` mapping (`preset` and any field of CSCConfig) and a `mixing` mapping (fields of MixingConfig).
+Every option can stand in the YAML file that --config names, and on the command line, which wins. The YAML file also
+has a `model` mapping (`preset` and any field of CSCConfig) and a `mixing` mapping (fields of MixingConfig).
 """
 
 import argparse
@@ -230,8 +230,8 @@ class Trainer:
                 output = self.model(**batch)
                 if not torch.isfinite(output.loss):
                     raise SystemExit(
-                        f"the loss is {output.loss.item()} after step {self.step}: lower --learning_rate, or resume from "
-                        "an earlier checkpoint"
+                        f"the loss is {output.loss.item()} after step {self.step}: lower --learning_rate, or resume "
+                        "from an earlier checkpoint"
                     )
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
@@ -330,9 +330,7 @@ class Trainer:
         self.accelerator.load_state(str(state))
         progress = json.loads((state / "progress.json").read_text())
         self.step, self.curve = progress["step"], progress["curve"]
-        self.stream.load_state_dict(
-            json.loads((state / f"stream_{self.accelerator.process_index}.json").read_text())
-        )
+        self.stream.load_state_dict(json.loads((state / f"stream_{self.accelerator.process_index}.json").read_text()))
         logger.info("resumed from %s", checkpoint)
 
     def finish(self) -> int:

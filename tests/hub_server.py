@@ -1,6 +1,6 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""A Hub on the loopback interface: as much of its HTTP interface as the real `huggingface_hub` client needs to create a
-model repository, commit small files to it, and load models from it."""
+"""A Hub on the loopback interface: as much of its HTTP interface as the real `huggingface_hub` client needs to create
+a model repository, commit small files to it, and load models from it."""
 
 import base64
 import hashlib
@@ -56,7 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, content: object = None, headers: dict | None = None, body: bytes | None = None):
         body = json.dumps(content).encode() if body is None else body
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": len(body)} | (headers or {})).items():
+        headers = {"Content-Type": "application/json", "Content-Length": len(body)} | (headers or {})
+        for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":

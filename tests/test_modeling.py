@@ -54,7 +54,7 @@ def seed():
     torch.manual_seed(0)
 
 
-# --- padding and input ------------------------------------------------------------------------------------------------
+# --- padding and input ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
@@ -116,7 +116,7 @@ def test_wrong_shapes_are_named():
             model.csc(audio)
 
 
-# --- frames and spectra -----------------------------------------------------------------------------------------------
+# --- frames and spectra --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "hop", "length"), [(32, 16, 100), (32, 16, 96), (512, 128, 1), (512, 128, 1000)])
@@ -140,7 +140,7 @@ def test_an_open_stft_mask_returns_the_mixture():
     assert stft_window(config, torch.device("cpu")).shape == (512,)
 
 
-# --- separation loss --------------------------------------------------------------------------------------------------
+# --- separation loss -----------------------------------------------------------------------------------------------
 
 
 def test_si_snr_is_that_of_its_definition():
@@ -168,7 +168,9 @@ def test_the_best_permutation_orders_the_slots():
     loss, permutation, present = permutation_invariant_separation_loss(estimates, targets, torch.ones(2, 500), 30.0)
     assert permutation.tolist() == [[1, 2, 0]] * 2  # target 0 is in slot 1, ...
     assert present.all()
-    expected = pairwise_si_snr(estimates.gather(1, permutation[..., None].expand(-1, -1, 500)), targets, torch.ones(2, 500), 30.0)
+    expected = pairwise_si_snr(
+        estimates.gather(1, permutation[..., None].expand(-1, -1, 500)), targets, torch.ones(2, 500), 30.0
+    )
     assert loss.item() == pytest.approx(-expected.diagonal(dim1=1, dim2=2).mean().item(), abs=1e-4)
 
 
@@ -200,7 +202,7 @@ def test_activity_is_taught_where_the_targets_are():
     torch.testing.assert_close(output.activity_loss, expected)
 
 
-# --- cross-attention and contrast -------------------------------------------------------------------------------------
+# --- cross-attention and contrast ----------------------------------------------------------------------------------
 
 
 def contrast_inputs(model, num_segments=5):
@@ -270,7 +272,8 @@ def test_contrast_is_that_of_its_definition():
 @pytest.mark.parametrize("num_alone", [0, 8, 16])
 def test_noise_teaches_the_contrast_nothing(num_alone):
     """Embeddings and memories that are noise say nothing of identity, so training on them must not raise the mutual
-    information. It does if the own identity's vector alone has seen the query, or differs in how much it was made of."""
+    information. It does if the own identity's vector alone has seen the query, or differs in how much it was made
+    of."""
     model, encoder = CSCForPreTraining(tiny()), torch.nn.Linear(32, 32)
     optimizer = torch.optim.Adam([*model.aggregator.parameters(), *encoder.parameters()], lr=3e-3)
     mixture = torch.arange(16)
@@ -346,7 +349,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert CSCForPreTraining(tiny())(mixtures()["input_values"]).loss is None
 
 
-# --- heads ------------------------------------------------------------------------------------------------------------
+# --- heads ---------------------------------------------------------------------------------------------------------
 
 
 def test_xvector_loss_is_additive_angular_margin():
@@ -415,7 +418,7 @@ def test_a_pretraining_checkpoint_loads_into_every_head(tmp_path):
         assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
 
 
-# --- Transformers features that its common tests leave open --------------------------------------------------------------
+# --- Transformers features that its common tests leave open --------------------------------------------------------
 
 
 def test_attention_can_be_switched_at_run_time():

@@ -18,9 +18,7 @@ def rows(model_class, config, number=8):
         yield {"input_values": audio, "attention_mask": torch.ones(2000, dtype=torch.long), "labels": labels}
 
 
-@pytest.mark.parametrize(
-    "model_class", [CSCForXVector, CSCForSequenceClassification, CSCForAudioFrameClassification]
-)
+@pytest.mark.parametrize("model_class", [CSCForXVector, CSCForSequenceClassification, CSCForAudioFrameClassification])
 def test_accumulating_gradients_is_a_larger_batch(model_class, tmp_path):
     config = CSCConfig.tiny(hidden_dropout=0.0, attention_dropout=0.0, num_labels=3)
     torch.manual_seed(0)

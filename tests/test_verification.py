@@ -331,7 +331,8 @@ def test_a_source_whose_scores_run_higher_does_no_harm_within_source(trials):
     def squeeze(output):
         tones = output.source_embeddings[..., :-1].argmax(dim=-1)
         one_hot = torch.nn.functional.one_hot(tones, 11).float()
-        # Even speakers share a large common part: 0.99 between any two of them, more than 0.9 of an odd one with himself.
+        # Even speakers share a large common part: 0.99 between any two of them, more than 0.9 of an odd one with
+        # himself.
         common = torch.zeros(12)
         common[11] = 10.0
         own = torch.cat([one_hot, torch.zeros(*tones.shape, 1)], dim=-1)

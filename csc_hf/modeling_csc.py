@@ -904,8 +904,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
 
         Of its own identity a query sees every mixture but its own. Of any other, it sees as many mixtures, with the
         same numbers of speakers, in none of which its identity speaks; where there are not as many, that identity is
-        no candidate. Otherwise the own identity, which lacks the query's mixture, would be known by its smaller memory,
-        or by how many speak in it: a network that is trained on noise finds that within minutes.
+        no candidate. Otherwise the own identity, which lacks the query's mixture, would be known by its smaller
+        memory, or by how many speak in it: a network that is trained on noise finds that within minutes.
 
         Args:
             contains: Whether identity n speaks in mixture b, (N, B).

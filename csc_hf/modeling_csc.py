@@ -118,35 +118,44 @@ class CSCSeparationOutput(ModelOutput):
 # --- frames and segments: cutting with overlap, and its inverse ------------------------------------------------------
 
 
-def pad_for_frames(signal: torch.Tensor, size: int, hop: int) -> torch.Tensor:
-    """Zero-pads axis 1 of `(B, T, ...)` so that frames of `size` every `hop` cover each sample `size / hop` times."""
-    before, after = size - hop, size - hop + -signal.shape[1] % hop
+def pad_for_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> torch.Tensor:
+    """Zero-pads axis 1 of `(B, T, ...)`, on both sides, to hold `num_frames` frames of `size` every `hop`, which cover
+    each sample `size / hop` times. Lengths are passed on, not inferred, or exporting could not keep them dynamic."""
+    before = size - hop
+    after = num_frames * hop - signal.shape[1]
     return F.pad(signal, (0, 0) * (signal.dim() - 2) + (before, after))
 
 
-def split_frames(signal: torch.Tensor, size: int, hop: int) -> torch.Tensor:
-    """`(B, T, ...)` → `(B, L, size, ...)`, L = ceil(T / hop) + size / hop − 1."""
-    chunks = pad_for_frames(signal, size, hop).unflatten(1, (-1, hop))
+def split_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> torch.Tensor:
+    """`(B, T, ...)` → `(B, num_frames, size, ...)`."""
     overlap = size // hop
-    num_frames = chunks.shape[1] - overlap + 1
+    chunks = pad_for_frames(signal, size, hop, num_frames).unflatten(1, (num_frames + overlap - 1, hop))
     return torch.cat([chunks[:, i : i + num_frames] for i in range(overlap)], dim=2)
 
 
-def overlap_add(frames: torch.Tensor, hop: int, length: int) -> torch.Tensor:
-    """`(B, L, size, ...)` → `(B, length, ...)`: sums what [`split_frames`] cut, each sample `size / hop` times."""
-    size = frames.shape[2]
-    overlap = size // hop
+def overlap_add(frames: torch.Tensor, hop: int) -> torch.Tensor:
+    """`(B, L, size, ...)` → `(B, (L − size / hop + 1) · hop, ...)`: sums what [`split_frames`] cut, each sample
+    `size / hop` times, without the padding that it began with."""
+    overlap = frames.shape[2] // hop
     chunks = frames.unflatten(2, (overlap, hop))
-    signal = sum(
-        F.pad(chunks[:, :, i], (0, 0) * (chunks.dim() - 3) + (i, overlap - 1 - i)) for i in range(overlap)
-    ).flatten(1, 2)
-    return signal[:, size - hop : size - hop + length]
+    signal = sum(F.pad(chunks[:, :, i], (0, 0) * (chunks.dim() - 3) + (i, overlap - 1 - i)) for i in range(overlap))
+    return signal[:, overlap - 1 : frames.shape[1]].flatten(1, 2)
+
+
+def crop(signal: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """`(..., T)` → `(..., length)`; by index, since a slice would tie an exported program to its example's length."""
+    return signal.index_select(-1, torch.arange(start, start + length, device=signal.device))
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | tuple[int, ...]) -> torch.Tensor:
     """Mean of `values` where `mask`, which broadcasts against them, is 1; zero where it is 0 everywhere."""
     count = mask.expand_as(values).sum(dim, keepdim=True)
     return ((values * mask).sum(dim, keepdim=True) / count.clamp(min=1)).squeeze(dim)
+
+
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """A context in which autocast leaves float32 products alone."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class CSCGlobalLayerNorm(nn.Module):
@@ -186,7 +195,8 @@ class CSCConvFrontEnd(nn.Module):
 
     def forward(self, waveform: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`waveform` (B, T), `frame_mask` (B, L, 1) → features (B, L, D), filter outputs (B, L, D)."""
-        padded = pad_for_frames(waveform, self.config.conv_kernel, self.config.conv_stride)
+        config = self.config
+        padded = pad_for_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         encoded = self.conv(padded[:, None].to(self.conv.weight.dtype)).relu().transpose(1, 2)
         return self.projection(self.layer_norm(encoded, frame_mask)), encoded
 
@@ -204,8 +214,7 @@ class CSCConvDecoder(nn.Module):
         """`hidden_states` (B, C, L, D), `encoded` (B, L, D) → sources (B, C, T)."""
         masked = self.mask(hidden_states).relu() * encoded[:, None]
         waveform = self.conv(masked.flatten(0, 1).transpose(1, 2)).unflatten(0, hidden_states.shape[:2])
-        start = self.config.conv_kernel - self.config.conv_stride
-        return waveform[:, :, 0, start : start + num_samples].float()
+        return crop(waveform[:, :, 0], self.config.conv_kernel - self.config.conv_stride, num_samples).float()
 
 
 def stft_window(config: CSCConfig, device: torch.device) -> torch.Tensor:
@@ -225,15 +234,16 @@ class CSCSTFTFrontEnd(nn.Module):
 
     def forward(self, waveform: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`waveform` (B, T), `frame_mask` (B, L, 1) → features (B, L, D), complex spectrum (B, L, F)."""
-        frames = split_frames(waveform, self.config.conv_kernel, self.config.conv_stride)
-        spectrum = torch.fft.rfft(frames * stft_window(self.config, waveform.device))
+        config = self.config
+        frames = split_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
+        spectrum = torch.fft.rfft(frames * stft_window(config, waveform.device))
         # The waveform has unit power, so a bin's mean power is about the window's; the floor lies 60 dB below that.
-        power = torch.view_as_real(spectrum).square().sum(-1) * (4 / self.config.conv_kernel)
+        power = torch.view_as_real(spectrum).square().sum(-1) * (4 / config.conv_kernel)
         log_power = (power + 1e-6).log()
         mask = frame_mask.float()
         centred = log_power - masked_mean(log_power, mask, (1, 2))[:, None, None]
         variance = masked_mean(centred.square(), mask, (1, 2))[:, None, None]
-        features = centred * torch.rsqrt(variance + self.config.layer_norm_eps)
+        features = centred * torch.rsqrt(variance + config.layer_norm_eps)
         return self.layer_norm(self.projection(features.to(self.projection.weight.dtype))), spectrum
 
 
@@ -249,8 +259,8 @@ class CSCSTFTDecoder(nn.Module):
         """`hidden_states` (B, C, L, D), `encoded` (B, L, F) complex → sources (B, C, T)."""
         masked = self.mask(hidden_states).float().sigmoid() * encoded[:, None]
         frames = torch.fft.irfft(masked, n=self.config.conv_kernel) * stft_window(self.config, masked.device)
-        waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride, num_samples)
-        return waveform.unflatten(0, hidden_states.shape[:2]) * (2 * self.config.conv_stride / self.config.conv_kernel)
+        waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride).unflatten(0, hidden_states.shape[:2])
+        return crop(waveform, 0, num_samples) * (2 * self.config.conv_stride / self.config.conv_kernel)
 
 
 # --- GALR block ------------------------------------------------------------------------------------------------------
@@ -425,7 +435,8 @@ class CSCSpeakerBranch(nn.Module):
         # Attentive statistics over segments, one set of weights a channel.
         scores = self.attention_score(self.attention_hidden(segments).tanh()).float()
         weights = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
-        statistics = self.statistics((weights * segments).sum(dim=1), (weights * segments.square()).sum(dim=1))
+        values = segments.float()
+        statistics = self.statistics((weights * values).sum(dim=1), (weights * values.square()).sum(dim=1))
         return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
 
     def statistics(self, mean: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
@@ -460,7 +471,7 @@ class CSCSeparator(nn.Module):
         for block in self.blocks:
             hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
         segments = hidden_states.unflatten(1, (-1, self.config.segment_length))
-        frames = overlap_add(segments, self.config.segment_length // 2, encoded.shape[1])
+        frames = overlap_add(segments, self.config.segment_length // 2)
         return self.decoder(frames.unflatten(0, (-1, self.config.num_sources)), encoded, num_samples)
 
 
@@ -489,9 +500,10 @@ class CSCSpeakerAggregator(nn.Module):
         key = self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
         scores = torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
         scores = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min)
-        value = torch.stack([memory, memory.square()], dim=-2).float()  # (..., M, 2, D)
+        value = torch.stack([memory.float(), memory.float().square()], dim=-2)  # (..., M, 2, D)
         value = value.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
-        return torch.einsum("...hm,...mhpd->...hpd", scores.softmax(dim=-1), value), scores.logsumexp(dim=-1)
+        with full_precision(scores):  # a variance, the difference of these moments, does not survive rounding
+            return torch.einsum("...hm,...mhpd->...hpd", scores.softmax(dim=-1), value), scores.logsumexp(dim=-1)
 
     def answer(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor, visible: torch.Tensor
@@ -506,7 +518,8 @@ class CSCSpeakerAggregator(nn.Module):
         """
         moments, log_sums = self(query[:, None], memory[None], memory_mask[None])
         log_sums = log_sums[:, None].masked_fill(~visible[..., None], torch.finfo(log_sums.dtype).min)
-        return torch.einsum("inbh,ibhpd->inhpd", log_sums.softmax(dim=2), moments)
+        with full_precision(moments):
+            return torch.einsum("inbh,ibhpd->inhpd", log_sums.softmax(dim=2), moments)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -521,7 +534,8 @@ def pairwise_si_snr(estimates: torch.Tensor, targets: torch.Tensor, mask: torch.
     targets = (targets - masked_mean(targets, mask, -1)[..., None]) * mask
     eps = 1e-8
     energies = (estimates.square().sum(-1) + eps)[..., None] * (targets.square().sum(-1) + eps)[:, None]
-    explained = torch.einsum("bet,bgt->beg", estimates, targets).square() / energies
+    with full_precision(estimates):
+        explained = torch.einsum("bet,bgt->beg", estimates, targets).square() / energies
     residual = (1 - explained).clamp(min=0)
     floor = 10 ** (-threshold / 10)
     return 10 * torch.log10((explained + eps) / (residual + floor * explained + eps))
@@ -677,17 +691,18 @@ class CSCModel(CSCPreTrainedModel):
             )
         config, num_samples = self.config, input_values.shape[1]
         lengths = attention_mask.sum(dim=-1)
-        frame_mask = self._length_mask(config.num_frames(lengths), config.num_frames(num_samples))
-        segment_mask = self._length_mask(config.num_segments(lengths), config.num_segments(num_samples))
+        size, hop, num_segments = config.segment_length, config.segment_length // 2, config.num_segments(num_samples)
+        # Frames up to the end of the last segment but half of it, so that segments come out whole.
+        frame_mask = self._length_mask(config.num_frames(lengths), (num_segments - 1) * hop)
+        segment_mask = self._length_mask(config.num_segments(lengths), num_segments)
 
         # Unit power, so that neither quiet recordings nor half precision lose anything.
         waveform = input_values.float() * attention_mask
         level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8
         features, encoded = self.front_end(waveform / level, frame_mask[..., None])
 
-        size, hop = config.segment_length, config.segment_length // 2
-        hidden_states = split_frames(features * frame_mask[..., None], size, hop).flatten(1, 2)
-        frame_mask = split_frames(frame_mask[..., None].to(features.dtype), size, hop)
+        hidden_states = split_frames(features * frame_mask[..., None], size, hop, num_segments).flatten(1, 2)
+        frame_mask = split_frames(frame_mask[..., None].to(features.dtype), size, hop, num_segments)
         attention_bias = self._attention_bias(features, segment_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, frame_mask, attention_bias, **kwargs)
@@ -698,7 +713,7 @@ class CSCModel(CSCPreTrainedModel):
         slots = slots.unflatten(-1, (config.num_sources, -1)).permute(0, 2, 1, 3).flatten(0, 1)
         frame_mask = frame_mask.repeat_interleave(config.num_sources, dim=0)
         segment_mask = segment_mask.repeat_interleave(config.num_sources, dim=0)
-        attention_bias = self._attention_bias(features.repeat_interleave(config.num_sources, dim=0), segment_mask)
+        attention_bias = self._attention_bias(features, segment_mask)
         segments, embeddings, activity = self.speaker_branch(slots, frame_mask, attention_bias, segment_mask, **kwargs)
         sources = None
         if self.separator is not None:
@@ -1014,7 +1029,8 @@ class CSCForXVector(CSCPreTrainedModel):
         """
         outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
         embeddings = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
-        cosines = embeddings @ F.normalize(self.classifier.weight.float(), dim=-1).T
+        with full_precision(embeddings):
+            cosines = embeddings @ F.normalize(self.classifier.weight.float(), dim=-1).T
         loss = None
         if labels is not None:
             # cos(θ + m) for the true speaker, continued linearly where θ + m > π, so that it keeps falling with θ.

@@ -10,19 +10,23 @@ has a `model` mapping (`preset` and any field of CSCConfig) and a `mixing` mappi
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections import defaultdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from datasets import get_dataset_split_names
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -40,7 +44,11 @@ EXAMPLES = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--config", default=str(EXAMPLES / "configs" / "demo.yaml"), help="YAML file with any of these options")
+    add(
+        "--config",
+        default=os.path.relpath(EXAMPLES / "configs" / "demo.yaml"),
+        help="YAML file with any of these options",
+    )
 
     data = parser.add_argument_group("data")
     add = data.add_argument
@@ -49,11 +57,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset_config_name", help="configuration of that data set")
     add("--train_split", default="train")
     add("--eval_data", help="as --train_data, of other speakers; default: --eval_split of the training data")
-    add("--eval_split", default="test")
+    add("--eval_split", default="test", help="'none' not to evaluate, where no speakers are known")
     add("--audio_column_name", default="audio")
-    add("--speaker_column_name", default="speaker_id", help="'none' if there is none; evaluation needs one")
+    add("--speaker_column_name", default="speaker_id", help="for evaluation, and for supervision by speaker")
     add("--source_column_name", default="none", help="corpus or channel: most groups are then drawn within one")
-    add("--id_column_name", default="id", help="'none' if there is none")
+    add("--id_column_name", default="id", help="'none' if there is none: audio is then known by its hash")
     add("--reservoir_seconds", type=float, default=3600, help="audio held to draw mixtures from; 64 kB a second")
 
     training = parser.add_argument_group("training")
@@ -89,10 +97,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     config_file = parser.parse_known_args(argv)[0].config
     with open(config_file) as file:
         from_file = yaml.safe_load(file) or {}
-    nested = {name: from_file.pop(name, {}) for name in ("model", "mixing")}
-    unknown = sorted(set(from_file) - {action.dest for action in parser._actions})
-    if unknown:
-        parser.error(f"{config_file} sets unknown options: {', '.join(unknown)}")
+    nested = {name: from_file.pop(name, None) or {} for name in ("model", "mixing")}
+    allowed = {
+        "options": {action.dest for action in parser._actions},
+        "model": {field.name for field in dataclasses.fields(CSCConfig)} | {"preset"},
+        # These two are --per_device_train_batch_size and the model's.
+        "mixing": {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"},
+    }
+    for name, given in {"options": from_file, **nested}.items():
+        if unknown := sorted(set(given) - allowed[name]):
+            parser.error(f"{config_file} sets unknown {name}: {', '.join(unknown)}")
     parser.set_defaults(**from_file)
     args = parser.parse_args(argv)
     args.model, args.mixing = nested["model"], nested["mixing"]
@@ -102,25 +116,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.train_data = None
     if not args.train_data and not args.dataset_name:
         parser.error("give --train_data or --dataset_name")
+    whole = args.train_data and args.train_data.endswith(".parquet")  # files have no splits
+    if args.eval_split != "none" and not args.eval_data and (whole or args.train_split == args.eval_split):
+        parser.error("give --eval_data, of speakers that are not in the training data, or --eval_split none")
     return args
 
 
-def open_utterances(args: argparse.Namespace, path: str | None, split: str):
+def open_utterances(args: argparse.Namespace, path: str | None, split: str, with_speakers: bool = True):
     """The utterances of a split of `path`, or of the Hub data set where there is none."""
 
     def column(name: str) -> str | None:
         return None if name == "none" else name
 
     options = {"name": args.dataset_config_name} if args.dataset_config_name and path is None else {}
-    return stream_utterances(
-        path or args.dataset_name,
-        split=split,
-        audio_column=args.audio_column_name,
-        speaker_column=column(args.speaker_column_name),
-        source_column=column(args.source_column_name),
-        id_column=column(args.id_column_name),
-        **options,
-    )
+    try:
+        return stream_utterances(
+            path or args.dataset_name,
+            split=split,
+            audio_column=args.audio_column_name,
+            speaker_column=column(args.speaker_column_name) if with_speakers else None,
+            source_column=column(args.source_column_name),
+            id_column=column(args.id_column_name),
+            **options,
+        )
+    except ValueError as error:
+        raise SystemExit(f"{path or args.dataset_name}: {error} (here --..._column_name, --..._split)") from error
+
+
+def open_held_out(args: argparse.Namespace):
+    """The utterances to evaluate on. Data of its own that has but one split is that split, whatever its name."""
+    split = args.eval_split
+    if args.eval_data and not args.eval_data.endswith(".parquet"):
+        splits = get_dataset_split_names(args.eval_data)
+        split = splits[0] if len(splits) == 1 else split
+    return open_utterances(args, args.eval_data or args.train_data, split)
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -148,7 +177,9 @@ class Trainer:
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
             log_with=[name.strip() for name in args.report_to.split(",")] if args.with_tracking else None,
-            project_dir=args.output_dir,
+            project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")),
+            # The main process evaluates and pushes alone, while the others wait.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
         if self.accelerator.device.type == "cpu":
             # `accelerate launch` gives a single process one thread; its processes on a machine share the cores here.
@@ -161,14 +192,17 @@ class Trainer:
         if preset not in ("tiny", "small", "base"):
             raise SystemExit(f"model preset {preset!r}: must be tiny, small or base")
         config = getattr(CSCConfig, preset)(**model_options)
+        if config.num_sources < 2:
+            raise SystemExit(f"num_sources {config.num_sources}: mixtures to separate need at least 2")
         self.feature_extractor = CSCFeatureExtractor(
             sampling_rate=config.sampling_rate, min_samples=config.segment_samples
         )
+        mixing = MixingConfig(
+            num_identities=args.per_device_train_batch_size, num_sources=config.num_sources, **args.mixing
+        )
         self.stream = MixtureStream(
-            open_utterances(args, args.train_data, args.train_split),
-            MixingConfig(
-                num_identities=args.per_device_train_batch_size, num_sources=config.num_sources, **args.mixing
-            ),
+            open_utterances(args, args.train_data, args.train_split, mixing.supervision == "speaker"),
+            mixing,
             seed=args.seed,
             reservoir_seconds=args.reservoir_seconds,
             rank=self.accelerator.process_index,
@@ -188,18 +222,21 @@ class Trainer:
             self.ema = AveragedModel(averaged, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
             self.accelerator.register_for_checkpointing(self.ema)
 
+        set_seed(args.seed, device_specific=True)  # the same weights in every process, but not the same dropout
         self.step = 0
+        self.training: dict[str, float] = {}  # means over the steps logged last
         self.curve: list[dict] = []  # what each evaluation found
         self.trials = None
         self.hub = None
         if self.accelerator.is_main_process:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            self.trials = build_trials(
-                open_utterances(args, args.eval_data or args.train_data, args.eval_split),
-                seed=args.seed,
-                seconds=args.eval_seconds,
-                recordings_per_speaker=args.eval_recordings,
-            )
+            if args.eval_split != "none":
+                self.trials = build_trials(
+                    open_held_out(args),
+                    seed=args.seed,
+                    seconds=args.eval_seconds,
+                    recordings_per_speaker=args.eval_recordings,
+                )
             if args.push_to_hub:
                 self.hub = BackgroundPush(args.hub_model_id or Path(args.output_dir).name, private=args.hub_private)
         if args.with_tracking:
@@ -245,6 +282,8 @@ class Trainer:
                 sums[name] += output[name].item()
             if not accelerator.sync_gradients:
                 continue
+            if accelerator.optimizer_step_was_skipped:
+                continue  # float16 overflowed, and its loss scale is lowered
             self.scheduler.step()
             if self.ema is not None:
                 self.ema.update_parameters(accelerator.unwrap_model(self.model))
@@ -259,13 +298,14 @@ class Trainer:
                 values["audio_seconds_per_second"] = (
                     per_second * (self.step - first_step) / (time.monotonic() - started)
                 )
+                self.training = values
                 bar.set_postfix({short: f"{values[name]:.2f}" for name, short in SHOWN.items()})
                 accelerator.log(values, step=self.step)
                 sums, micro_batches = defaultdict(float), 0
-            if args.checkpointing_steps and self.step % args.checkpointing_steps == 0:
-                self.save_checkpoint()
             if self.step == args.max_train_steps or (args.eval_steps and self.step % args.eval_steps == 0):
                 self.evaluate()
+            if args.checkpointing_steps and self.step % args.checkpointing_steps == 0:
+                self.save_checkpoint()
         bar.close()
         status = 0
         if accelerator.is_main_process:
@@ -276,7 +316,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Verify held-out speakers, on the main process."""
-        if not self.accelerator.is_main_process:
+        if self.trials is None:
             return
         results = {"step": self.step, **evaluate(self.final_model(), self.trials)}
         self.curve.append(results)
@@ -290,7 +330,8 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
 
     def results(self) -> dict:
-        return {"command": " ".join(sys.argv), "arguments": vars(self.args), "curve": self.curve}
+        command = shlex.join(["accelerate", "launch", *sys.argv])
+        return {"command": command, "arguments": vars(self.args), "training": self.training, "curve": self.curve}
 
     def save_repository(self, folder: Path) -> None:
         settings = f"`{self.results()['command']}`, step {self.step}, seed {self.args.seed}."
@@ -310,7 +351,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
             self.save_repository(unfinished)
-            progress = {"step": self.step, "curve": self.curve}
+            progress = {"step": self.step, "training": self.training, "curve": self.curve}
             (unfinished / "training_state").mkdir()
             (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
         self.accelerator.wait_for_everyone()
@@ -329,7 +370,7 @@ class Trainer:
         state = checkpoint / "training_state"
         self.accelerator.load_state(str(state))
         progress = json.loads((state / "progress.json").read_text())
-        self.step, self.curve = progress["step"], progress["curve"]
+        self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
         self.stream.load_state_dict(json.loads((state / f"stream_{self.accelerator.process_index}.json").read_text()))
         logger.info("resumed from %s", checkpoint)
 
@@ -337,8 +378,14 @@ class Trainer:
         """Save the model, push it, and say what came out; returns the exit status."""
         folder = Path(self.args.output_dir)
         self.save_repository(folder)
-        print(f"Before training, on speakers it never saw:\n{format_report(self.curve[0])}\n")
-        print(f"After {self.step} steps:\n{format_report(self.curve[-1])}\n")
+        for entry in self.curve[:1] + self.curve[1:][-1:]:
+            when = f"After {entry['step']} steps" if entry["step"] else "Before training"
+            print(f"{when}, on speakers it never saw:\n{format_report(entry)}\n")
+        if self.training:
+            print(
+                f"Contrastive accuracy {self.training['contrastive_accuracy']:.2f}, mutual information "
+                f"{self.training['mutual_information']:.2f} nats, on the last training batches.\n"
+            )
         print(f"Saved in {folder}. To load it:\n")
         print("    import csc_hf")
         print("    from transformers import AutoModel")

@@ -21,7 +21,8 @@ class CSCConfig(PreTrainedConfig):
     r"""
     Configuration of a [`CSCModel`] and of its heads. The defaults are those of [`CSCConfig.base`].
 
-    Marks: [A] fixed by the CSC paper's abstract (arXiv 2103.00816), [G] from GALR (arXiv 2101.05014), [O] our choice.
+    Marks: [A] fixed by the CSC paper's abstract (arXiv 2103.00816), [G] from GALR (arXiv 2101.05014), [O] our choice,
+    as is all that has no mark.
 
     Args:
         sampling_rate (`int`, defaults to 16000): Rate of the input waveform, in Hz [O].

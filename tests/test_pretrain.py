@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hub_server import TOKEN, Hub, running_hub
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -37,7 +38,14 @@ TINY = {
 }
 
 
-def launch(folder: Path, *arguments: str, options: dict | None = None, processes: int = 1) -> str:
+def launch(
+    folder: Path,
+    *arguments: str,
+    options: dict | None = None,
+    processes: int = 1,
+    hub: Hub | None = None,
+    status: int = 0,
+) -> str:
     """Runs the script with its output in `folder`; returns what it printed."""
     config = folder.parent / f"{folder.name}.yaml"
     config.write_text(yaml.safe_dump(TINY | (options or {})))
@@ -46,14 +54,17 @@ def launch(folder: Path, *arguments: str, options: dict | None = None, processes
     if processes > 1:  # Accelerate's launcher starts several CPU processes by MPI only
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     script = [str(ROOT / "examples" / "pretrain.py"), "--config", str(config), "--output_dir", str(folder)]
+    environment = {}
+    if hub is not None:
+        environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder.parent / "cache")}
     process = subprocess.run(
         [sys.executable, "-m", *launcher, *script, "--cpu_threads", "1", *arguments],
         capture_output=True,
         text=True,
         timeout=500,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"} | environment,
     )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.returncode == status, process.stdout + process.stderr
     return process.stdout + process.stderr
 
 
@@ -126,6 +137,21 @@ def test_two_processes_train_on_different_groups(tmp_path):
     held = [{name for _, _, name in state["held"]} for state in states]
     assert held[0] and held[1] and held[0].isdisjoint(held[1])
     assert "After 2 steps" in printed
+
+
+def test_checkpoints_and_the_final_model_are_pushed(tmp_path):
+    push = ["--push_to_hub", "--hub_model_id", "user/csc-demo", "--with_tracking"]
+    options = {"max_train_steps": 2, "eval_split": "none"}
+    with running_hub() as hub:
+        launch(tmp_path / "run", *push, options=options, hub=hub)
+        files = hub.repositories["user/csc-demo"]
+        assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+        assert not [name for name in files if "/" in name], "logs, checkpoints and training state stay at home"
+        assert 'from_pretrained("user/csc-demo"' in files["README.md"].decode()
+        # A Hub out of order does not stop the training, and is told at the end.
+        hub.fail_commits = 403
+        printed = launch(tmp_path / "again", *push, options=options, hub=hub, status=1)
+        assert "Push to user/csc-demo failed" in printed and "Saved in" in printed
 
 
 def test_unlabelled_speech_trains_without_evaluation(tmp_path):

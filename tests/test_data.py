@@ -169,14 +169,15 @@ def test_batches(corpus):
         assert torch.equal(ids[:, 0], 7 * index + torch.arange(7).repeat_interleave(3))
         assert ((ids >= 7 * index) & (ids < 7 * index + 7) | (ids == -100)).all()
         assert torch.equal(ids == -100, ~batch["source_values"].any(-1))
-        assert 0 < (ids == -100).sum() < 21
+    empty = torch.cat([batch["speaker_ids"][:, 1] == -100 for batch in batches])
+    assert 0 < empty.sum() < len(empty)
 
 
 def test_the_stream_is_a_function_of_the_seed(corpus):
     assert_same(take(make_stream(corpus), 8), take(make_stream(corpus), 8))
     for max_seconds in (0.3, 1.0):  # with and without parts of long recordings to draw
         first, second = (next(iter(make_stream(corpus, seed=seed, max_seconds=max_seconds))) for seed in (0, 1))
-        assert not torch.equal(first["speaker_ids"], second["speaker_ids"])
+        assert not torch.equal(first["input_values"], second["input_values"])
 
 
 def test_iterating_again_goes_on(corpus):

@@ -2,7 +2,7 @@
 """
 Pre-trains CSC on streamed mixtures of single-speaker audio, with Accelerate.
 
-    accelerate launch examples/pretrain.py                                   # the demo: ten minutes on two CPU cores
+    accelerate launch examples/pretrain.py                                   # the demo: minutes on two CPU cores
     accelerate launch examples/pretrain.py --config examples/configs/base.yaml --train_data path/to/parquet_folder
 
 Every option can stand in the YAML file that --config names, and on the command line, which wins. The YAML file also

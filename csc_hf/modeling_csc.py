@@ -153,6 +153,11 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | tuple[int, 
     return ((values * mask).sum(dim, keepdim=True) / count.clamp(min=1)).squeeze(dim)
 
 
+def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(B,) → (B, size) bool, true for the first of each row."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
     """A context in which autocast leaves float32 products alone."""
     return torch.autocast(tensor.device.type, enabled=False)
@@ -684,17 +689,13 @@ class CSCModel(CSCPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        elif attention_mask.shape != input_values.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, got "
-                f"{tuple(attention_mask.shape)}."
-            )
+        check_shape("attention_mask", attention_mask, input_values.shape)
         config, num_samples = self.config, input_values.shape[1]
         lengths = attention_mask.sum(dim=-1)
         size, hop, num_segments = config.segment_length, config.segment_length // 2, config.num_segments(num_samples)
         # Frames up to the end of the last segment but half of it, so that segments come out whole.
-        frame_mask = self._length_mask(config.num_frames(lengths), (num_segments - 1) * hop)
-        segment_mask = self._length_mask(config.num_segments(lengths), num_segments)
+        frame_mask = length_mask(config.num_frames(lengths), (num_segments - 1) * hop)
+        segment_mask = length_mask(config.num_segments(lengths), num_segments)
 
         # Unit power, so that neither quiet recordings nor half precision lose anything.
         waveform = input_values.float() * attention_mask
@@ -728,11 +729,6 @@ class CSCModel(CSCPreTrainedModel):
             source_activity=activity.unflatten(0, by_slot),
             sources=sources,
         )
-
-    @staticmethod
-    def _length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-        """(B,) → (B, size) bool."""
-        return torch.arange(size, device=lengths.device) < lengths[:, None]
 
     def _attention_bias(self, features: torch.Tensor, segment_mask: torch.Tensor):
         """What the chosen attention implementation wants to be told of the padded segments."""
@@ -839,7 +835,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         # From slot order to target order: only now does it matter which slot holds whom.
         embeddings = outputs.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
         num_segments = self.config.num_segments(attention_mask.sum(dim=-1))
-        segment_mask = CSCModel._length_mask(num_segments, outputs.source_hidden_states.shape[2])
+        segment_mask = length_mask(num_segments, outputs.source_hidden_states.shape[2])
         (
             output.contrastive_loss,
             output.mutual_information,
@@ -1084,7 +1080,7 @@ class CSCForSequenceClassification(CSCPreTrainedModel):
         lengths = trunk.new_full((trunk.shape[0],), input_values.shape[1], dtype=torch.long)
         if attention_mask is not None:
             lengths = attention_mask.sum(dim=-1)
-        segment_mask = CSCModel._length_mask(self.config.num_segments(lengths), trunk.shape[1])
+        segment_mask = length_mask(self.config.num_segments(lengths), trunk.shape[1])
         speaker = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
         features = torch.cat([masked_mean(trunk, segment_mask[..., None], 1), speaker.to(trunk.dtype)], dim=-1)
         logits = self.classifier(F.gelu(self.projector(features)))

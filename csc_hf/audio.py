@@ -41,7 +41,7 @@ def decode_audio(
     if samples.size == 0:
         raise ValueError(f"{_name(audio)} holds no samples: leave it out")
     if rate != sampling_rate:
-        samples = _resample(samples, rate, sampling_rate)
+        samples = resample(samples, rate, sampling_rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
@@ -87,7 +87,8 @@ def _decode(content: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
         samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
         return samples.T, rate
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw files
-        reason = f"cannot decode {_name(content)}: soundfile: {error}"
+        detail = getattr(error, "error_string", error)  # without the address of the bytes in memory
+        reason = f"cannot decode {_name(content)}: soundfile: {detail}"
     if importlib.util.find_spec("torchcodec") is None:
         raise ValueError(f"{reason}; torchcodec: not installed, install it (with FFmpeg) for formats beyond soundfile")
     try:
@@ -99,17 +100,19 @@ def _decode(content: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     return decoded.data.numpy(), decoded.sample_rate
 
 
-def _resample(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
+def resample(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
+    """Change the sampling rate of a waveform (T,) with torchaudio; RuntimeError if that cannot be imported."""
     import torch
 
     try:
-        from torchaudio.functional import resample
+        from torchaudio import functional
     except (ImportError, OSError, RuntimeError) as error:  # a torchaudio built for another torch raises any of them
         raise RuntimeError(
             f"resampling from {rate} to {sampling_rate} Hz needs torchaudio, which cannot be imported ({error}): "
             "install the torchaudio that matches your torch"
         ) from error
-    return resample(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), rate, sampling_rate).numpy()
+    samples = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    return functional.resample(samples, rate, sampling_rate).numpy()
 
 
 def _name(audio) -> str:

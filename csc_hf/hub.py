@@ -4,7 +4,11 @@
 import json
 import logging
 import os
-from concurrent.futures import Future
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -12,6 +16,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
+UPLOAD_PROGRAM = Path(__file__).with_name("upload.py")
 CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 
@@ -59,41 +64,106 @@ class BackgroundPush:
     """
     Pushes folders to one Hub repository in the background, one at a time, and never raises while training runs.
 
+    A push is a process of its own (`upload.py`) with a copy of the files: it can be stopped whatever it hangs on, and
+    the folder may be changed, renamed or deleted as soon as `push` has returned. What may pass (too many requests,
+    errors of the server, cut connections, no answer) is tried again, told on stderr; what will not (a refused token,
+    a missing repository) is not. Where the run crashes, a push that runs goes on to its end.
+
     The repository is made at once, so that a wrong name or token shows before any training. Tokens are those of
     `huggingface_hub` (`hf auth login`, or `HF_TOKEN`).
 
     Args:
         repo_id: `user/name`.
         private: Whether a new repository is private.
+        time_limit: Seconds that a push may take, all attempts together; one that takes longer is stopped by the next
+            `push` or `wait`.
+        answer_timeout: Seconds to wait for an answer of the Hub, before it counts as a failed attempt.
+        first_wait: Seconds between the first and the second attempt, about. The wait doubles from attempt to attempt,
+            and is as long as the Hub asks for (`Retry-After`) where that is longer.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: The repository cannot be made.
     """
 
-    def __init__(self, repo_id: str, private: bool = False):
-        self.api = HfApi()
-        self.repo_id = self.api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        self._in_flight: Future | None = None
+    def __init__(
+        self,
+        repo_id: str,
+        private: bool = False,
+        *,
+        time_limit: float = 3600.0,
+        answer_timeout: float = 60.0,
+        first_wait: float = 5.0,
+    ):
+        self.repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+        self.time_limit = time_limit
+        self.answer_timeout = answer_timeout
+        self.first_wait = first_wait
+        self._process: subprocess.Popen | None = None  # the push that runs, or whose end is not told yet
+        self._error: OSError | None = None  # why no push could be started
 
     def push(self, folder: str | os.PathLike, message: str) -> bool:
-        """Start to push the folder's repository files; passed over, with `False`, while an earlier push runs."""
-        if self._in_flight is not None and not self._in_flight.done():
+        """
+        Start to push the files of a folder, without its subfolders. How it ends is told by the next `push` or `wait`.
+
+        Returns:
+            Whether it was started: not while an earlier push runs, nor where the files cannot be copied.
+        """
+        if self._process is not None and self._process.poll() is None and self._left() > 0:
             logger.warning("Not pushed: %s. The push before is still running.", message)
             return False
         self.wait()
-        self._in_flight = self.api.upload_folder(
-            repo_id=self.repo_id,
-            folder_path=folder,
-            commit_message=message,
-            # A run's root folder holds its checkpoints and logs, a checkpoint its training state.
-            ignore_patterns=["checkpoint-*", "logs/*", "training_state/*"],
-            run_as_future=True,
-        )
-        return True
+        try:
+            self._start(Path(folder), message)
+        except OSError as error:
+            self._error = error
+        return self._error is None
 
-    def wait(self) -> Exception | None:
-        """Wait for the push that runs, if any; its failure is logged and returned."""
-        if self._in_flight is None:
-            return None
-        error = self._in_flight.exception()
-        self._in_flight = None
+    def wait(self, timeout: float | None = None) -> Exception | None:
+        """
+        Wait for the push that runs, if any, and tell how the last one ended.
+
+        Args:
+            timeout: Seconds to wait at most; the push is stopped then. Never more than what is left of its time limit.
+
+        Returns:
+            Why the last push failed (it is logged too), or None. A failure is told once.
+        """
+        error, self._error = self._error, None
+        if self._process is not None:
+            left = self._left()
+            with self._process as process:
+                try:
+                    if process.wait(left if timeout is None else min(timeout, left)):
+                        error = RuntimeError(process.stdout.read().strip() or f"exit status {process.returncode}")
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    error = TimeoutError(f"not done after {time.monotonic() - self._started:.1f} s, so it was stopped")
+            shutil.rmtree(self._files, ignore_errors=True)  # where the program could not do it
+            self._process = None
         if error is not None:
             logger.error("Push to %s failed: %s", self.repo_id, error)
         return error
+
+    def _start(self, folder: Path, message: str) -> None:
+        self._files = tempfile.mkdtemp(prefix="csc_hf-push-")
+        try:
+            for path in folder.iterdir():
+                if path.is_file():  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
+                    shutil.copy(path, self._files)
+            # -P: the program's folder stays off the import path. Its modules' names are not unique.
+            command = [sys.executable, "-P", UPLOAD_PROGRAM, self.repo_id, self._files, message]
+            self._process = subprocess.Popen(
+                [*command, str(self.answer_timeout), str(self.first_wait)],
+                env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},  # they would tear the training's
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        except OSError:
+            shutil.rmtree(self._files)
+            raise
+        self._started = time.monotonic()
+
+    def _left(self) -> float:
+        """Seconds that are left of the time limit of the push that runs."""
+        return max(0.0, self._started + self.time_limit - time.monotonic())

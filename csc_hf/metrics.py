@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the held-out evaluation measures: equal error rate of verification, SI-SDR of separation. NumPy only."""
+"""What is measured: equal error rate of verification, SI-SDR of separation, signs of collapse. NumPy only."""
 
 import itertools
 
@@ -153,3 +153,87 @@ def si_sdr_improvement(estimates: np.ndarray, references: np.ndarray, mixture: n
     """
     ordered = np.asarray(estimates)[best_permutation(estimates, references)]
     return si_sdr(ordered, references) - si_sdr(mixture, references)
+
+
+def _check_embeddings(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    if embeddings.ndim != 2 or not embeddings.size:
+        raise ValueError(f"embeddings must have shape (P, E), with at least one of them, got {embeddings.shape}")
+    if not np.isfinite(embeddings).all():
+        raise ValueError(f"embedding {np.argwhere(~np.isfinite(embeddings))[0, 0]} holds NaN or infinite values")
+    return embeddings
+
+
+def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
+    """(P, E), unit vectors → (P, P)."""
+    embeddings = _check_embeddings(embeddings)
+    norms = np.linalg.norm(embeddings, axis=1)
+    wrong = np.abs(norms - 1) > 1e-2  # more than half precision explains
+    if wrong.any():
+        raise ValueError(
+            f"embedding {wrong.argmax()} has length {norms[wrong.argmax()]:.3g}, not 1: divide each by its norm"
+        )
+    squares = np.square(norms)
+    return np.maximum(squares[:, None] + squares - 2.0 * embeddings @ embeddings.T, 0.0)
+
+
+def effective_rank(embeddings: np.ndarray) -> float:
+    """Effective rank (Roy and Vetterli 2007): exp of the entropy of the singular values, as shares of their sum.
+
+    The embeddings are not centred: so it falls to 1 as they become alike, and also if they come to lie on one line. It
+    is at most min(P, E), reached by orthogonal embeddings of equal length. Their scale does not matter.
+
+    Args:
+        embeddings: (P, E).
+
+    Raises:
+        ValueError: another shape, no embedding, a value that is not finite, or all are zero.
+    """
+    singular_values = np.linalg.svd(_check_embeddings(embeddings), compute_uv=False)
+    if not singular_values.any():
+        raise ValueError("all embeddings are zero: their effective rank is not defined")
+    shares = singular_values / singular_values.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def uniformity(embeddings: np.ndarray) -> float:
+    """Uniformity (Wang and Isola 2020, t = 2): log of the mean of exp(−2 ||x − y||²) over all pairs, whoever speaks.
+
+    The lower, the better they spread over the sphere: 0 where all are alike, never below −8.
+
+    Args:
+        embeddings: (P, E), unit vectors.
+
+    Raises:
+        ValueError: another shape, fewer than two embeddings, or they are not unit vectors.
+    """
+    distances = _squared_distances(embeddings)
+    if len(distances) < 2:
+        raise ValueError(f"uniformity needs at least 2 embeddings, got {len(distances)}")
+    return float(np.log(np.exp(-2.0 * distances[np.triu_indices_from(distances, k=1)]).mean()))
+
+
+def alignment(embeddings: np.ndarray, identities: np.ndarray) -> float:
+    """Alignment (Wang and Isola 2020, alpha = 2): mean of ||x − y||² over all pairs of one identity.
+
+    The lower, the more alike are the embeddings of a speaker: 0 to 4. On its own it says nothing, since it is 0 where
+    all embeddings are alike.
+
+    Args:
+        embeddings: (P, E), unit vectors.
+        identities: (P,) integers. Embeddings whose identity is negative are left out.
+
+    Raises:
+        ValueError: another shape, not unit vectors, or no identity has two embeddings.
+    """
+    identities = np.asarray(identities)
+    if identities.shape != np.shape(embeddings)[:1]:
+        raise ValueError(
+            f"need one identity an embedding, got identities {identities.shape} for embeddings {np.shape(embeddings)}"
+        )
+    distances = _squared_distances(embeddings)
+    same = np.triu((identities[:, None] == identities) & (identities >= 0), k=1)
+    if not same.any():
+        raise ValueError(f"no identity has two embeddings to compare, among {np.count_nonzero(identities >= 0)}")
+    return float(distances[same].mean())

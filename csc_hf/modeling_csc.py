@@ -516,15 +516,21 @@ class CSCSpeakerAggregator(nn.Module):
         """
         The moments of every identity for every query: `query` (I, E), `memory` (B, M, D) of B mixtures, `memory_mask`
         (B, M), `visible` (I, N, B), the mixtures that identity n's memory consists of for query i →
-        (I, N, heads, 2, D / heads).
+        (I, N, heads, 2, D / heads), zero where there are none.
 
-        A softmax over several mixtures is a softmax over their sums of exponentiated scores, times the softmax inside
-        each: so a query attends to each mixture once, whichever identities share it.
+        A softmax over several mixtures weights each by its sum of exponentiated scores, and the softmax inside it: so
+        a query attends to each mixture once, whichever identities share it, and no tensor has all of I, N, B and
+        heads.
         """
         moments, log_sums = self(query[:, None], memory[None], memory_mask[None])
-        log_sums = log_sums[:, None].masked_fill(~visible[..., None], torch.finfo(log_sums.dtype).min)
+        # Relative to the mixture with the highest scores. One may fall so far behind that nothing would be left of it;
+        # bounded, it still counts where no better one is visible.
+        weights = (log_sums - log_sums.amax(dim=1, keepdim=True)).clamp(min=-60).exp()
+        visible = visible.to(weights.dtype)
         with full_precision(moments):
-            return torch.einsum("inbh,ibhpd->inhpd", log_sums.softmax(dim=2), moments)
+            totals = torch.einsum("inb,ibh->inh", visible, weights)
+            sums = torch.einsum("inb,ibhpd->inhpd", visible, weights[..., None, None] * moments)
+        return sums / totals.clamp(min=1e-30)[..., None, None]
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -590,6 +596,46 @@ def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) 
         raise ValueError(f"`{name}` must have shape {tuple(shape)} here, got {tuple(tensor.shape)}.")
 
 
+# --- many processes: the same collective calls, in the same order, whatever each one's batch holds ------------------
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """(B, ...) of each process → (processes · B, ...), in their order. The gradient of a process's tensor is the sum
+    over what all of them made of it."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        num_rows, *shape = tensor.shape
+        gathered = tensor.new_empty(torch.distributed.get_world_size() * num_rows, *shape)
+        torch.distributed.all_gather_into_tensor(gathered, tensor.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(gradient)
+        return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def gather_mixtures(
+    speaker_ids: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """
+    `speaker_ids` (B, C), `memory` (B, M, D) and `memory_mask` (B, M) of the mixtures of all processes, and how many of
+    them come before those of this one. B and M may differ: the smaller are padded, with mixtures of nobody.
+    """
+    gather = GatherWithGradient.apply
+    sizes = gather(torch.tensor([memory.shape[:2]], device=memory.device))
+    num_rows, length = sizes.amax(dim=0).tolist()
+    missing_rows, missing_length = num_rows - memory.shape[0], length - memory.shape[1]
+    return (
+        gather(F.pad(speaker_ids, (0, 0, 0, missing_rows), value=-100)),
+        gather(F.pad(memory, (0, 0, 0, missing_length, 0, missing_rows))),
+        gather(F.pad(memory_mask.byte(), (0, missing_length, 0, missing_rows))),
+        num_rows * torch.distributed.get_rank(),
+    )
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -610,6 +656,9 @@ class CSCPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^aggregator\.", r"^log_contrastive_scale$", r"^(csc\.)?separator\."]
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
+
+    def get_input_embeddings(self) -> None:
+        """There is no vocabulary. Accelerate asks, to shard its embeddings apart."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -741,6 +790,13 @@ class CSCForPreTraining(CSCPreTrainedModel):
     CSC's pre-training: separates the sources, and maximises the mutual information between each slot's embedding and
     the global speaker vector of its identity, read by cross-attention from the other mixtures that contain it.
 
+    In training mode, and where `torch.distributed` is initialised, the contrast is over the mixtures of all processes
+    of the default group. Each has to hold mixtures of its own, `speaker_ids` that are equal mean the same speaker in
+    whichever process, and all have to call the model equally often, with `source_values`. The mean of the losses, of
+    the mutual information and of the accuracy over the processes, and of the gradients, as DDP and FSDP average them,
+    are those of all mixtures in one process, where all processes hold equally many. In evaluation mode a process is
+    alone, so that one of them may evaluate while the others wait.
+
     Example:
 
     ```python
@@ -762,6 +818,21 @@ class CSCForPreTraining(CSCPreTrainedModel):
         self.aggregator = CSCSpeakerAggregator(config)
         self.log_contrastive_scale = nn.Parameter(torch.full((1,), math.log(config.contrastive_scale)))
         self.post_init()
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that the contrast is over."""
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_world_size()
+        return 1
+
+    def items_per_process(self, num_items: torch.Tensor) -> torch.Tensor:
+        """By what to divide a sum over `num_items` () of this process, such that the mean over the processes is the
+        mean over the items of all."""
+        num_items = num_items.float()
+        if self.num_processes > 1:
+            torch.distributed.all_reduce(num_items)
+        return num_items.clamp(min=1) / self.num_processes
 
     def aggregate(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor | None = None
@@ -831,6 +902,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
         output.separation_loss, output.permutation, present = permutation_invariant_separation_loss(
             outputs.sources, source_values, attention_mask, self.config.si_snr_threshold
         )
+        num_present = present.sum()
+        output.separation_loss = output.separation_loss * (num_present / self.items_per_process(num_present))
         output.activity_loss = slot_activity_loss(outputs.source_activity, output.permutation, present)
         # From slot order to target order: only now does it matter which slot holds whom.
         embeddings = outputs.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
@@ -875,32 +948,34 @@ class CSCForPreTraining(CSCPreTrainedModel):
             loss, mutual information, accuracy, each of shape (), and the global speaker vector of each embedding's own
             identity, (B, C, E), zero where it takes no part.
         """
+        everyone, num_before = speaker_ids, 0
+        if self.num_processes > 1:
+            everyone, memory, memory_mask, num_before = gather_mixtures(speaker_ids, memory, memory_mask)
         known = speaker_ids >= 0
-        mixture = torch.arange(speaker_ids.shape[0], device=speaker_ids.device)[:, None].expand_as(speaker_ids)[known]
-        identities, identity = speaker_ids[known].unique(return_inverse=True)
-        contains = (speaker_ids[None] == identities[:, None, None]).any(-1)  # (N, B)
-        own = torch.arange(len(identities), device=identity.device) == identity[:, None]  # (I, N)
-        visible = self.memories(contains, known.sum(-1), own, mixture)
+        mixture = known.nonzero()[:, 0] + num_before
+        identities = everyone[everyone >= 0].unique()
+        contains = (everyone[None] == identities[:, None, None]).any(-1)  # (N, B)
+        own = speaker_ids[known][:, None] == identities  # (I, N)
+        visible = self.memories(contains, (everyone >= 0).sum(-1), own, mixture)
         candidate = visible.any(-1)  # (I, N)
         takes_part = (candidate & own).any(-1) & (candidate.sum(-1) > 1)
-        vectors = embeddings.new_zeros(embeddings.shape)
-        if not takes_part.any():
-            # Nothing to tell apart; the graph stays whole, so that every process of a run has the same gradients.
-            zero = (self.aggregate(embeddings[:, 0], memory, memory_mask) * self.log_contrastive_scale).sum() * 0.0
-            return zero, zero.detach(), zero.detach(), vectors
+        num_queries = self.items_per_process(takes_part.sum())
 
-        query, identity = embeddings[known][takes_part], identity[takes_part]
+        # There may be no query at all. The graph is the same then, so that every process has the same gradients.
+        query, identity = embeddings[known][takes_part], torch.searchsorted(identities, speaker_ids[known][takes_part])
         visible, candidate = visible[takes_part], candidate[takes_part]
         moments = self.aggregator.answer(query, memory, memory_mask.bool(), visible)
         answers = self._global_speaker_vector(moments)  # (I, N, E)
         distances = (query[:, None].float() - answers).square().sum(-1)
         logits = -self.log_contrastive_scale.float().exp() * distances
         logits = logits.masked_fill(~candidate, torch.finfo(logits.dtype).min)
-        log_p = logits.log_softmax(-1).take_along_dim(identity[:, None], dim=1).squeeze(1)
-        loss = -log_p.mean()
+        log_p = logits.log_softmax(-1)
+        own_log_p = log_p.take_along_dim(identity[:, None], dim=1)
+        loss = -own_log_p.sum() / num_queries
         with torch.no_grad():
-            mutual_information = (candidate.sum(-1).log() + log_p).mean()
-            accuracy = (logits.argmax(-1) == identity).float().mean()
+            mutual_information = (candidate.sum(-1, keepdim=True).log() + own_log_p).sum() / num_queries
+            accuracy = (log_p <= own_log_p).all(-1).sum() / num_queries
+            vectors = embeddings.new_zeros(embeddings.shape)
             vectors[known.nonzero()[takes_part].unbind(1)] = answers.take_along_dim(
                 identity[:, None, None], dim=1
             ).squeeze(1)

@@ -4,7 +4,15 @@ import itertools
 import numpy as np
 import pytest
 
-from csc_hf.metrics import best_permutation, equal_error_rate, si_sdr, si_sdr_improvement
+from csc_hf.metrics import (
+    alignment,
+    best_permutation,
+    effective_rank,
+    equal_error_rate,
+    si_sdr,
+    si_sdr_improvement,
+    uniformity,
+)
 
 
 def eer_by_sklearn(scores, labels):
@@ -178,3 +186,62 @@ def test_permutation_bound_and_shapes_are_named():
     for estimates, references in [(signals, signals), (signals[:1], signals[:2]), (signals[0], signals[0])]:
         with pytest.raises(ValueError, match="R <= C <= 8"):
             best_permutation(estimates, references)
+
+
+def unit_vectors(num, size=16, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(num, size))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_effective_rank_of_known_cases():
+    identity = np.eye(6)
+    assert effective_rank(identity) == pytest.approx(6)
+    assert effective_rank(100 * np.tile(identity[:3], (5, 1))) == pytest.approx(3)  # neither copies nor scale matter
+    assert effective_rank(np.tile(unit_vectors(1), (50, 1))) == pytest.approx(1)
+    assert effective_rank(np.outer([1, -1, 1, -1], unit_vectors(1)[0])) == pytest.approx(1)  # two ends of a line
+    # Singular values in the ratio 3 to 1: exp of the entropy of (3/4, 1/4).
+    assert effective_rank(np.diag([3.0, 1.0])) == pytest.approx(4 / 3**0.75)
+
+
+def test_effective_rank_falls_to_one_as_embeddings_become_alike():
+    spread, centre = unit_vectors(60), unit_vectors(1, seed=1)
+    ranks = [effective_rank(centre + scale * spread) for scale in (10.0, 1.0, 0.1, 0.01)]
+    assert ranks == sorted(ranks, reverse=True) and ranks[0] > 10
+    assert 1 < ranks[-1] < 1.3
+
+
+def test_uniformity_and_alignment_are_those_of_their_definitions():
+    embeddings, identities = unit_vectors(12), np.array([0, 0, 0, 1, 1, 2, -1, -1, -100, -100, 3, 3])
+    pairs = list(itertools.combinations(range(12), 2))
+    distances = {(i, j): np.square(embeddings[i] - embeddings[j]).sum() for i, j in pairs}
+    expected = np.log(np.mean([np.exp(-2 * distance) for distance in distances.values()]))
+    assert uniformity(embeddings) == pytest.approx(expected)
+    same = [(0, 1), (0, 2), (1, 2), (3, 4), (10, 11)]
+    assert alignment(embeddings, identities) == pytest.approx(np.mean([distances[pair] for pair in same]))
+
+
+def test_uniformity_and_alignment_of_known_cases():
+    alike = np.tile(unit_vectors(1), (4, 1))
+    assert uniformity(alike) == pytest.approx(0) and alignment(alike, [0, 0, 1, 1]) == pytest.approx(0)
+    opposite = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    assert uniformity(opposite) == pytest.approx(-8) and alignment(opposite, [5, 5]) == pytest.approx(4)
+    assert uniformity(alike.astype(np.float16)) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: effective_rank(np.zeros((3, 4))), "all embeddings are zero"),
+        (lambda: effective_rank(np.zeros((0, 4))), r"\(0, 4\)"),
+        (lambda: effective_rank(np.ones(4)), r"\(4,\)"),
+        (lambda: effective_rank([[1.0, 0.0], [np.nan, 1.0]]), "embedding 1 holds NaN"),
+        (lambda: uniformity(unit_vectors(1)), "at least 2 embeddings, got 1"),
+        (lambda: uniformity(2 * unit_vectors(3)), "embedding 0 has length 2, not 1"),
+        (lambda: alignment(unit_vectors(3), [0, 1, 2]), "no identity has two embeddings to compare, among 3"),
+        (lambda: alignment(unit_vectors(3), [-1, -1, 2]), "no identity has two embeddings to compare, among 1"),
+        (lambda: alignment(unit_vectors(3), [0, 0]), r"identities \(2,\) for embeddings \(3, 16\)"),
+    ],
+)
+def test_signs_of_collapse_name_what_is_wrong_with_the_embeddings(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure()

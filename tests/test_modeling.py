@@ -273,6 +273,18 @@ def test_contrast_is_that_of_its_definition():
         torch.testing.assert_close(vectors[b, c], expected[3].get((b, c), torch.zeros_like(vectors[b, c])))
 
 
+def test_a_mixture_far_behind_the_others_still_answers_where_it_is_all_that_is_visible():
+    model = CSCForPreTraining(tiny())
+    model.aggregator.q_proj.weight.data *= 3000
+    embeddings, _, memory, mask = contrast_inputs(model)
+    queries, scores = embeddings[:, 0], model.aggregator(embeddings[:, :1], memory[None], mask[None])[1]
+    assert (scores.amax(1) - scores).max() > 110  # exp(-110) is zero in single precision
+    visible = torch.eye(6, dtype=torch.bool).expand(6, 6, 6)  # six identities, each in one mixture
+    moments = model.aggregator.answer(queries, memory, mask, visible)
+    expected = model.aggregator(embeddings[:, :1], memory[None], mask[None])[0]
+    torch.testing.assert_close(moments, expected)
+
+
 @pytest.mark.parametrize("num_alone", [0, 8, 16])
 def test_noise_teaches_the_contrast_nothing(num_alone):
     """Embeddings and memories that are noise say nothing of identity, so training on them must not raise the mutual

@@ -331,20 +331,19 @@ def _measure(trials: Trials, embedded: dict[str, _Embedded]) -> dict:
     enrolment, test = (embedded[kind] for kind in trials.kinds)
     cosine = np.tensordot(enrolment.embeddings, test.embeddings, axes=(2, 2))  # (N, C, N, C)
 
-    def error_rates(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> tuple[float | None, float | None]:
+    def score(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> np.ndarray:
         allowed = enrolment_slots[:, :, None, None] & test_slots[None, None]
-        scores = np.where(allowed, cosine, -np.inf).max(axis=(1, 3))[trials.enrolment, trials.test]
-        return _eer(scores, trials.is_target), _eer_within_source(scores, trials)
+        return np.where(allowed, cosine, -np.inf).max(axis=(1, 3))[trials.enrolment, trials.test]
 
-    eer, eer_within_source = error_rates(enrolment.allowed_slots, test.allowed_slots)
-    slot_known, slot_known_within_source = None, None
+    scores, slot_known = score(enrolment.allowed_slots, test.allowed_slots), None
     if enrolment.true_slots is not None:
-        slot_known, slot_known_within_source = error_rates(enrolment.true_slots, test.true_slots)
+        slot_known = score(enrolment.true_slots, test.true_slots)
     return {
-        "eer": eer,
-        "eer_within_source": eer_within_source,
-        "eer_slot_known": slot_known,
-        "eer_slot_known_within_source": slot_known_within_source,
+        "eer": _eer(scores, trials.is_target),
+        "eer_within_source": _eer_within_source(scores, trials),
+        "eer_slot_known": None if slot_known is None else _eer(slot_known, trials.is_target),
+        "eer_slot_known_within_source": None if slot_known is None else _eer_within_source(slot_known, trials),
+        "retrieval_accuracy": _retrieval_accuracy(scores, trials),
         "num_target": int(trials.is_target.sum()),
         "num_nontarget": int((~trials.is_target).sum()),
         "num_target_within_source": int((trials.is_target & (trials.within_source >= 0)).sum()),
@@ -355,6 +354,19 @@ def _measure(trials: Trials, embedded: dict[str, _Embedded]) -> dict:
 def _eer(scores: np.ndarray, is_target: np.ndarray) -> float | None:
     """Equal error rate, or None where there are no trials of one class and so nothing to measure."""
     return equal_error_rate(scores, is_target) if is_target.any() and not is_target.all() else None
+
+
+def _retrieval_accuracy(scores: np.ndarray, trials: Trials) -> float | None:
+    """Share of the test signals, of those with trials of both classes, whose best-scoring enrolment is of their speaker;
+    None where there is none. Where both signals are of one kind, each is a test signal of its trials."""
+    tests, is_target = trials.test, trials.is_target
+    if trials.kinds[0] == trials.kinds[1]:
+        tests = np.concatenate([trials.test, trials.enrolment])
+        scores, is_target = np.tile(scores, 2), np.tile(is_target, 2)
+    best = np.full((2, tests.max(initial=0) + 1), -np.inf)  # of the non-target trials, of the target trials
+    np.maximum.at(best, (is_target.astype(int), tests), scores)
+    other, target = best[:, np.isfinite(best).all(axis=0)]
+    return float((target > other).mean()) if len(target) else None
 
 
 def _eer_within_source(scores: np.ndarray, trials: Trials) -> float | None:

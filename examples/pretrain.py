@@ -6,39 +6,74 @@ Pre-trains CSC on streamed mixtures of single-speaker audio, with Accelerate.
     accelerate launch examples/pretrain.py --config examples/configs/base.yaml --train_data path/to/parquet_folder
 
 Every option can stand in the YAML file that --config names, and on the command line, which wins. The YAML file also
-has a `model` mapping (`preset` and any field of CSCConfig) and a `mixing` mapping (fields of MixingConfig).
+has a `model` mapping (`preset` and any field of CSCConfig) and a `mixing` mapping (fields of MixingConfig), and its
+`train_data` may be several data sets: a mapping from names to their `path`, `probability`, `split`, columns, ...
 """
 
 import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import shlex
-import shutil
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from datasets import get_dataset_split_names
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
+from transformers.utils.logging import disable_progress_bar
 
-from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
-from csc_hf.data import MixtureStream, stream_utterances
+from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining, CSCForPreTrainingOutput
+from csc_hf.audio import SAMPLING_RATE
+from csc_hf.checkpoints import begin_folder, delete_checkpoints, finish_folder, list_checkpoints, sync_folder
+from csc_hf.collapse import CollapsedError, CollapseGuard, collapse_signs
+from csc_hf.data import UtteranceStream, stream_utterances
 from csc_hf.hub import BackgroundPush, save_repository
+from csc_hf.metrics import si_sdr_improvement
 from csc_hf.mixing import MixingConfig
-from csc_hf.verification import build_trials, evaluate, format_report
+from csc_hf.stream import MixtureBatch, MixtureStream, read_impulse_responses
+from csc_hf.verification import CONDITIONS, build_trials, evaluate, format_report
+from csc_hf.visualize import log_examples
 
 logger = logging.getLogger("pretrain")
 EXAMPLES = Path(__file__).resolve().parent
+
+# Means over the logged steps; the short names stand beside the progress bar.
+LOGGED = [
+    "loss",
+    "separation_loss",
+    "contrastive_loss",
+    "activity_loss",
+    "mutual_information",
+    "contrastive_accuracy",
+]
+SHOWN = {"loss": "loss", "separation_loss": "sep", "contrastive_accuracy": "acc", "mutual_information": "MI"}
+
+# What a held-out evaluation gives, by the names that it is logged and chosen by.
+FIGURES = ("eer", "eer_within_source", "retrieval_accuracy")
+EVALUATED = ["si_sdr_improvement", *(f"{figure}_{condition}" for condition in CONDITIONS for figure in FIGURES)]
+
+# What can be said of each of several data sets.
+COLUMNS = ("audio_column", "speaker_column", "source_column", "id_column")
+CORPUS_OPTIONS = {"path", "probability", "split", "name", "revision", *COLUMNS}
+
+# Options that do not change the course of a run.
+WITHOUT_EFFECT = {"config", "output_dir", "cpu_threads", "num_workers", "collapse_patience", "logging_steps"}
+WITHOUT_EFFECT |= {"with_tracking", "report_to", "example_steps", "log_batches", "checkpointing_steps"}
+WITHOUT_EFFECT |= {"save_total_limit", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private"}
+WITHOUT_EFFECT |= {"max_skipped", "best_metric", "eval_steps"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,9 +87,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     data = parser.add_argument_group("data")
     add = data.add_argument
-    add("--train_data", help="folder, Parquet file or glob pattern of single-speaker audio")
-    add("--dataset_name", help="name of a data set on the Hub, instead of --train_data")
-    add("--dataset_config_name", help="configuration of that data set")
+    add(
+        "--train_data", help="single-speaker audio: folder, Parquet or tar files, or the name of a data set on the Hub"
+    )
     add("--train_split", default="train")
     add("--eval_data", help="as --train_data, of other speakers; default: --eval_split of the training data")
     add("--eval_split", default="test", help="'none' not to evaluate, where no speakers are known")
@@ -62,33 +97,47 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--speaker_column_name", default="speaker_id", help="for evaluation, and for supervision by speaker")
     add("--source_column_name", default="none", help="corpus or channel: most groups are then drawn within one")
     add("--id_column_name", default="id", help="'none' if there is none: audio is then known by its hash")
+    add("--noise_data", help="recorded noise, in any form that --train_data takes; default: noise is generated")
+    add("--impulse_response_data", help="recorded room impulse responses; default: rooms are simulated")
     add("--reservoir_seconds", type=float, default=3600, help="audio held to draw mixtures from; 64 kB a second")
+    add("--max_skipped", type=float, default=0.5, help="stop if a larger share of the rows cannot be used")
+    add("--num_workers", type=int, default=0, help="processes that prepare batches, of each training process")
 
     training = parser.add_argument_group("training")
     add = training.add_argument
-    add("--output_dir", default="runs/pretrain")
+    add("--output_dir", default="runs/pretrain", help="on a file system that all machines of the run share")
     add("--seed", type=int, default=0)
     add("--max_train_steps", type=int, default=100_000)
     add("--per_device_train_batch_size", type=int, default=12, help="identities; each is observed in several mixtures")
     add("--gradient_accumulation_steps", type=int, default=1, help="each contrast still runs over one batch")
     add("--learning_rate", type=float, default=1e-3)
-    add("--weight_decay", type=float, default=0.01)
+    add("--weight_decay", type=float, default=0.01, help="of matrices; not of biases, norms and scales")
     add("--lr_scheduler_type", default="cosine", help="of transformers.get_scheduler")
     add("--warmup_steps", type=int, default=1000)
     add("--max_grad_norm", type=float, default=5.0)
     add("--ema_decay", type=float, help="evaluate and save an exponential moving average of the weights")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: what `accelerate config` says")
     add("--cpu_threads", type=int, help="default: the cores shared out among the machine's processes")
+    add(
+        "--collapse_patience",
+        type=int,
+        default=1000,
+        help="stop when embeddings have been collapsed for so many steps",
+    )
 
     logs = parser.add_argument_group("evaluation, logs and checkpoints")
     add = logs.add_argument
     add("--eval_steps", type=int, help="evaluate every so many steps, besides before and after training")
     add("--eval_seconds", type=float, default=4.0, help="length of the recordings that speakers are verified by")
     add("--eval_recordings", type=int, default=6, help="recordings a speaker")
+    add("--best_metric", choices=EVALUATED, help="keep the model that is best by this in OUTPUT_DIR/best")
     add("--logging_steps", type=int, default=10)
     add("--with_tracking", action="store_true", help="log to the trackers of --report_to")
     add("--report_to", default="tensorboard", help="trackers that Accelerate knows, separated by commas, or 'all'")
+    add("--example_steps", type=int, default=1000, help="log sound and pictures to the trackers every so many steps")
+    add("--log_batches", action="store_true", help="write how each batch was mixed to OUTPUT_DIR/batches-RANK.jsonl")
     add("--checkpointing_steps", type=int, help="save a checkpoint every so many steps")
+    add("--save_total_limit", type=int, help="keep only so many checkpoints, the newest")
     add("--resume_from_checkpoint", help="a checkpoint folder of the same run, or 'latest'")
     add("--push_to_hub", action="store_true", help="push checkpoints and the final model")
     add("--hub_model_id", help="user/name; default: the name of --output_dir")
@@ -98,58 +147,92 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     with open(config_file) as file:
         from_file = yaml.safe_load(file) or {}
     nested = {name: from_file.pop(name, None) or {} for name in ("model", "mixing")}
+    given = {"options": from_file, **nested}
     allowed = {
         "options": {action.dest for action in parser._actions},
         "model": {field.name for field in dataclasses.fields(CSCConfig)} | {"preset"},
         # These two are --per_device_train_batch_size and the model's.
         "mixing": {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"},
     }
-    for name, given in {"options": from_file, **nested}.items():
-        if unknown := sorted(set(given) - allowed[name]):
+    for option in ("train_data", "eval_data", "noise_data", "impulse_response_data"):
+        if isinstance(from_file.get(option), dict):
+            several = option == "train_data"
+            for name, corpus in from_file[option].items() if several else [(option, from_file[option])]:
+                given[f"options of {name}"], allowed[f"options of {name}"] = corpus, CORPUS_OPTIONS
+                if "path" not in corpus:
+                    parser.error(f"{config_file} gives no path of {name}")
+    for name in given:
+        if unknown := sorted(set(given[name]) - allowed[name]):
             parser.error(f"{config_file} sets unknown {name}: {', '.join(unknown)}")
     parser.set_defaults(**from_file)
     args = parser.parse_args(argv)
     args.model, args.mixing = nested["model"], nested["mixing"]
-    if args.train_data and args.dataset_name and not from_file.get("train_data") == args.train_data:
-        parser.error("give --train_data or --dataset_name, not both")
-    if args.dataset_name:
-        args.train_data = None
-    if not args.train_data and not args.dataset_name:
-        parser.error("give --train_data or --dataset_name")
-    whole = args.train_data and args.train_data.endswith(".parquet")  # files have no splits
-    if args.eval_split != "none" and not args.eval_data and (whole or args.train_split == args.eval_split):
-        parser.error("give --eval_data, of speakers that are not in the training data, or --eval_split none")
+    if not args.train_data:
+        parser.error("give --train_data")
+    if args.save_total_limit is not None and args.save_total_limit < 1:
+        parser.error(f"--save_total_limit {args.save_total_limit}: keep at least 1")
+    if args.eval_split == "none":
+        if args.best_metric is not None:
+            parser.error("--best_metric needs held-out speakers: give --eval_data, or leave it out")
+    elif not args.eval_data:
+        # Files have no splits, and of several data sets none is the one to test on.
+        whole = not isinstance(args.train_data, str) or args.train_data.endswith((".parquet", ".tar"))
+        if whole or args.train_split == args.eval_split:
+            parser.error("give --eval_data, of speakers that are not in the training data, or --eval_split none")
     return args
 
 
-def open_utterances(args: argparse.Namespace, path: str | None, split: str, with_speakers: bool = True):
-    """The utterances of a split of `path`, or of the Hub data set where there is none."""
-
-    def column(name: str) -> str | None:
-        return None if name == "none" else name
-
-    options = {"name": args.dataset_config_name} if args.dataset_config_name and path is None else {}
+def open_data(args: argparse.Namespace, data: str | Mapping, split: str, **options) -> UtteranceStream:
+    """A data set of --train_data and the like: its path, or a mapping with more to say."""
+    data = {"path": data} if isinstance(data, str) else data
+    columns = {column: getattr(args, f"{column}_name") for column in COLUMNS}
+    options = (
+        {"split": split} | columns | {k: v for k, v in data.items() if k not in ("path", "probability")} | options
+    )
+    options = {name: None if value == "none" else value for name, value in options.items()}
     try:
-        return stream_utterances(
-            path or args.dataset_name,
-            split=split,
-            audio_column=args.audio_column_name,
-            speaker_column=column(args.speaker_column_name) if with_speakers else None,
-            source_column=column(args.source_column_name),
-            id_column=column(args.id_column_name),
-            **options,
-        )
+        return stream_utterances(data["path"], **options)
     except ValueError as error:
-        raise SystemExit(f"{path or args.dataset_name}: {error} (here --..._column_name, --..._split)") from error
+        raise SystemExit(f"{data['path']}: {error} (here --..._column_name, --..._split)") from error
 
 
-def open_held_out(args: argparse.Namespace):
+def open_held_out(args: argparse.Namespace) -> UtteranceStream:
     """The utterances to evaluate on. Data of its own that has but one split is that split, whatever its name."""
     split = args.eval_split
-    if args.eval_data and not args.eval_data.endswith(".parquet"):
+    if isinstance(args.eval_data, str) and not args.eval_data.endswith((".parquet", ".tar")):
         splits = get_dataset_split_names(args.eval_data)
         split = splits[0] if len(splits) == 1 else split
-    return open_utterances(args, args.eval_data or args.train_data, split)
+    return open_data(args, args.eval_data or args.train_data, split)
+
+
+def open_mixtures(args: argparse.Namespace, num_sources: int, rank: int, world_size: int) -> MixtureStream:
+    """The stream of training batches of one process."""
+    mixing = MixingConfig(num_identities=args.per_device_train_batch_size, num_sources=num_sources, **args.mixing)
+    # Labels that are not used are not asked for.
+    unused = {} if mixing.supervision == "speaker" else {"speaker_column": None}
+    several = not isinstance(args.train_data, str)
+    corpora = args.train_data if several else {None: {"path": args.train_data}}
+    speech = [open_data(args, corpus, args.train_split, corpus=name, **unused) for name, corpus in corpora.items()]
+    recorded = {"speaker_column": None, "source_column": None, "id_column": None}
+    noise, responses = None, None
+    if args.noise_data:
+        noise = open_data(args, args.noise_data, "train", corpus="noise", **recorded)
+    if args.impulse_response_data:
+        rooms = open_data(args, args.impulse_response_data, "train", corpus="room", **recorded)
+        responses = read_impulse_responses(rooms)
+    return MixtureStream(
+        speech,
+        mixing,
+        seed=args.seed,
+        probabilities=[corpus.get("probability", 1.0) for corpus in corpora.values()],
+        noise=noise,
+        impulse_responses=responses,
+        reservoir_seconds=args.reservoir_seconds,
+        max_skipped=args.max_skipped,
+        rank=rank,
+        world_size=world_size,
+        num_workers=args.num_workers,
+    )
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -161,11 +244,11 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
         if not (folder / "training_state").is_dir():
             raise SystemExit(f"--resume_from_checkpoint {folder}: no checkpoint of this script is there")
         return folder
-    found = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
-    if not found:
+    checkpoints = list_checkpoints(Path(args.output_dir))
+    if not checkpoints:
         logger.warning("no checkpoint in %s yet: starting anew", args.output_dir)
         return None
-    return max(found, key=lambda path: int(path.name[11:]))
+    return checkpoints[-1]
 
 
 class Trainer:
@@ -173,12 +256,13 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
+        self.folder = Path(args.output_dir)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
             log_with=[name.strip() for name in args.report_to.split(",")] if args.with_tracking else None,
-            project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")),
-            # The main process evaluates and pushes alone, while the others wait.
+            project_config=ProjectConfiguration(args.output_dir, logging_dir=str(self.folder / "logs")),
+            # The main process evaluates alone, while the others wait.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
         if self.accelerator.device.type == "cpu":
@@ -191,33 +275,38 @@ class Trainer:
         preset = model_options.pop("preset")
         if preset not in ("tiny", "small", "base"):
             raise SystemExit(f"model preset {preset!r}: must be tiny, small or base")
-        config = getattr(CSCConfig, preset)(**model_options)
-        if config.num_sources < 2:
-            raise SystemExit(f"num_sources {config.num_sources}: mixtures to separate need at least 2")
+        self.config = getattr(CSCConfig, preset)(**model_options)
+        if self.config.num_sources < 2:
+            raise SystemExit(f"num_sources {self.config.num_sources}: mixtures to separate need at least 2")
         self.feature_extractor = CSCFeatureExtractor(
-            sampling_rate=config.sampling_rate, min_samples=config.segment_samples
+            sampling_rate=self.config.sampling_rate, min_samples=self.config.segment_samples
         )
-        mixing = MixingConfig(
-            num_identities=args.per_device_train_batch_size, num_sources=config.num_sources, **args.mixing
-        )
-        self.stream = MixtureStream(
-            open_utterances(args, args.train_data, args.train_split, mixing.supervision == "speaker"),
-            mixing,
-            seed=args.seed,
-            reservoir_seconds=args.reservoir_seconds,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+        self.stream = open_mixtures(
+            args, self.config.num_sources, self.accelerator.process_index, self.accelerator.num_processes
         )
 
-        model = CSCForPreTraining(config)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+        model = CSCForPreTraining(self.config)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        decays = {True: [], False: []}
+        for parameter in model.parameters():
+            decays[parameter.dim() > 1].append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": decays[True], "weight_decay": args.weight_decay},
+                {"params": decays[False], "weight_decay": 0.0},
+            ],
+            lr=args.learning_rate,
+        )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.scheduler = get_scheduler(
             args.lr_scheduler_type, self.optimizer, args.warmup_steps, num_training_steps=args.max_train_steps
         )
         self.accelerator.register_for_checkpointing(self.scheduler)
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self.ema = None
         if args.ema_decay is not None:
+            if self.is_sharded:
+                raise SystemExit("--ema_decay averages whole weights, which FSDP shards: use DDP, or leave it out")
             averaged = self.accelerator.unwrap_model(self.model)
             self.ema = AveragedModel(averaged, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
             self.accelerator.register_for_checkpointing(self.ema)
@@ -228,8 +317,9 @@ class Trainer:
         self.curve: list[dict] = []  # what each evaluation found
         self.trials = None
         self.hub = None
+        self.guard = CollapseGuard(args.collapse_patience, first_step=args.warmup_steps)
         if self.accelerator.is_main_process:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if args.eval_split != "none":
                 self.trials = build_trials(
                     open_held_out(args),
@@ -238,9 +328,13 @@ class Trainer:
                     recordings_per_speaker=args.eval_recordings,
                 )
             if args.push_to_hub:
-                self.hub = BackgroundPush(args.hub_model_id or Path(args.output_dir).name, private=args.hub_private)
+                self.hub = BackgroundPush(args.hub_model_id or self.folder.name, private=args.hub_private)
+        self.accelerator.wait_for_everyone()  # for the folder
+        self.batch_log = self.folder / f"batches-{self.accelerator.process_index}.jsonl" if args.log_batches else None
         if args.with_tracking:
             self.accelerator.init_trackers("pretrain", config={k: str(v) for k, v in vars(args).items()})
+
+    # --- training ----------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Train; returns the exit status."""
@@ -250,7 +344,12 @@ class Trainer:
             self.load(checkpoint)
         if not self.curve:
             self.evaluate()
-        sums = defaultdict(float)
+        if self.batch_log is not None:  # a run that was killed had gone further
+            lines = self.batch_log.read_text().splitlines(keepends=True) if self.batch_log.exists() else []
+            self.batch_log.write_text(
+                "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < self.step)
+            )
+        meter = Meter(accelerator)
         bar = tqdm(
             total=args.max_train_steps,
             initial=self.step,
@@ -258,126 +357,200 @@ class Trainer:
             unit="step",
             disable=not accelerator.is_main_process,
         )
-        micro_batches, started, first_step = 0, time.monotonic(), self.step
         self.model.train()
         batches = iter(self.stream)  # each process's own, so Accelerate has nothing to share out
         while self.step < args.max_train_steps:
-            batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
-            with accelerator.accumulate(self.model):
-                output = self.model(**batch)
-                if not torch.isfinite(output.loss):
-                    raise SystemExit(
-                        f"the loss is {output.loss.item()} after step {self.step}: lower --learning_rate, or resume "
-                        "from an earlier checkpoint"
-                    )
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients:
-                    sums["gradient_norm"] += accelerator.clip_grad_norm_(
-                        self.model.parameters(), args.max_grad_norm
-                    ).item()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            micro_batches += 1
-            for name in LOGGED:
-                sums[name] += output[name].item()
-            if not accelerator.sync_gradients:
-                continue
-            if accelerator.optimizer_step_was_skipped:
-                continue  # float16 overflowed, and its loss scale is lowered
-            self.scheduler.step()
-            if self.ema is not None:
-                self.ema.update_parameters(accelerator.unwrap_model(self.model))
+            if not self.train_step(batches, meter):
+                continue  # float16 overflowed, and its loss scale was lowered
             self.step += 1
             bar.update()
             if self.step % args.logging_steps == 0 or self.step == args.max_train_steps:
-                values = {name: sums[name] / micro_batches for name in LOGGED}
-                values["gradient_norm"] = sums["gradient_norm"] * args.gradient_accumulation_steps / micro_batches
-                values["learning_rate"] = self.scheduler.get_last_lr()[0]
-                mixture_seconds = batch["input_values"].numel() / self.feature_extractor.sampling_rate
-                per_second = mixture_seconds * args.gradient_accumulation_steps * accelerator.num_processes
-                values["audio_seconds_per_second"] = (
-                    per_second * (self.step - first_step) / (time.monotonic() - started)
-                )
-                self.training = values
-                bar.set_postfix({short: f"{values[name]:.2f}" for name, short in SHOWN.items()})
-                accelerator.log(values, step=self.step)
-                sums, micro_batches = defaultdict(float), 0
+                self.log(meter, bar)
+            if args.with_tracking and self.step % args.example_steps == 0:
+                log_examples(accelerator, self.step, self.whole_model(), meter.batch)
             if self.step == args.max_train_steps or (args.eval_steps and self.step % args.eval_steps == 0):
                 self.evaluate()
             if args.checkpointing_steps and self.step % args.checkpointing_steps == 0:
                 self.save_checkpoint()
         bar.close()
-        status = 0
-        if accelerator.is_main_process:
-            status = self.finish()
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
-        return status
+        return self.finish()
+
+    def train_step(self, batches: Iterator[MixtureBatch], meter: "Meter") -> bool:
+        """One step of the optimiser; False if it was left out."""
+        args, accelerator = self.args, self.accelerator
+        for _ in range(args.gradient_accumulation_steps):
+            batch = meter.next(batches)
+            tensors = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            with accelerator.accumulate(self.model):
+                output = self.model(**tensors)
+                accelerator.backward(output.loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+                figures = meter.add(tensors, output)
+                if not math.isfinite(figures["loss"]):
+                    raise SystemExit(
+                        f"the loss is {figures['loss']} after step {self.step}: lower --learning_rate, or resume from "
+                        "an earlier checkpoint"
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if self.batch_log is not None:
+                recipes = [recipe.to_dict() for recipe in batch.recipes]
+                with self.batch_log.open("a") as file:
+                    file.write(json.dumps({"step": self.step, **figures, "recipes": recipes}) + "\n")
+        if accelerator.optimizer_step_was_skipped:
+            return False
+        meter.end_step(norm)
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(accelerator.unwrap_model(self.model))
+        return True
+
+    def log(self, meter: "Meter", bar: tqdm) -> None:
+        """Write the means since the last log, over all processes, and what the main process's last batch shows."""
+        scale = self.accelerator.unwrap_model(self.model).log_contrastive_scale.detach()
+        scale = scale.full_tensor() if self.is_sharded else scale
+        values = meter.read()
+        values |= {"contrastive_scale": scale.exp().item(), "learning_rate": self.scheduler.get_last_lr()[0]}
+        if not self.accelerator.is_main_process:
+            return
+        values |= meter.signs()
+        self.training = values
+        bar.set_postfix({short: f"{values[name]:.2f}" for name, short in SHOWN.items()})
+        counters = {f"data/{name}": count for name, count in self.stream.counters().items()}
+        self.accelerator.log(values | counters, step=self.step)
+        try:
+            self.guard.check(self.step, values)
+        except CollapsedError as error:
+            raise SystemExit(str(error)) from error
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def whole_model(self) -> CSCForPreTraining:
+        """What is evaluated and saved. Where FSDP shards the weights, all processes have to ask for it."""
+        if self.ema is not None:
+            return self.ema.module
+        if not self.is_sharded:
+            return self.accelerator.unwrap_model(self.model)
+        weights = self.accelerator.get_state_dict(self.model)
+        model = CSCForPreTraining(self.config)
+        if self.accelerator.is_main_process:  # the others get none
+            model.load_state_dict(weights)
+        return model.to(self.accelerator.device)
 
     def evaluate(self) -> None:
-        """Verify held-out speakers, on the main process."""
-        if self.trials is None:
+        """Verify held-out speakers, on the main process, and keep the model if it is the best yet."""
+        if self.args.eval_split == "none":
             return
-        results = {"step": self.step, **evaluate(self.final_model(), self.trials)}
-        self.curve.append(results)
+        model = self.whole_model()
+        if not self.accelerator.is_main_process:
+            return
+        results = {"step": self.step, **evaluate(model, self.trials)}
         tqdm.write(f"\nHeld-out speakers after {self.step} steps\n{format_report(results)}\n")
-        values = {"si_sdr_improvement": results["si_sdr_improvement"]}
-        values |= {f"eer_{name}": condition["eer"] for name, condition in results["conditions"].items()}
+        values = {name: value for name, value in evaluated(results).items() if value is not None}
         self.accelerator.log({f"eval_{name}": value for name, value in values.items()}, step=self.step)
+        self.curve.append(results)
+        if self.args.best_metric is not None and self.best() is results:
+            begin_folder(self.folder / "best")
+            self.save_repository(self.folder / "best.unfinished", model)
+            finish_folder(self.folder / "best")
 
-    def final_model(self) -> CSCForPreTraining:
-        """What is evaluated and saved."""
-        return self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+    def best(self) -> dict:
+        """The best of the evaluations by --best_metric, the first of equals."""
+        metric = self.args.best_metric
+        sign = -1 if metric.startswith("eer") else 1
+        figures = [evaluated(results)[metric] for results in self.curve]
+        if None in figures:
+            raise SystemExit(f"--best_metric {metric}: the held-out data does not give it, choose another")
+        return self.curve[max(range(len(figures)), key=lambda i: (sign * figures[i], -i))]
+
+    # --- what is written ---------------------------------------------------------------------------------------------
 
     def results(self) -> dict:
         command = shlex.join(["accelerate", "launch", *sys.argv])
         return {"command": command, "arguments": vars(self.args), "training": self.training, "curve": self.curve}
 
-    def save_repository(self, folder: Path) -> None:
+    def save_repository(self, folder: Path, model: CSCForPreTraining) -> None:
         settings = f"`{self.results()['command']}`, step {self.step}, seed {self.args.seed}."
         report = "\n\n".join(
             f"Held-out speakers after {entry['step']} steps:\n\n```\n{format_report(entry)}\n```"
             for entry in (self.curve[:1] + self.curve[-1:] if len(self.curve) > 1 else self.curve)
         )
         repo_id = self.hub.repo_id if self.hub else None
-        save_repository(
-            folder, self.final_model(), self.feature_extractor, self.results(), f"{settings}\n\n{report}", repo_id
-        )
+        save_repository(folder, model, self.feature_extractor, self.results(), f"{settings}\n\n{report}", repo_id)
 
     def save_checkpoint(self) -> None:
         """A complete Hub repository with what resuming needs beside it. It gets its name once it is whole."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.step}"
-        unfinished = folder.with_name(folder.name + ".unfinished")
+        folder = self.folder / f"checkpoint-{self.step}"
+        unfinished, model = folder.with_name(folder.name + ".unfinished"), self.whole_model()
         if self.accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            self.save_repository(unfinished)
-            progress = {"step": self.step, "training": self.training, "curve": self.curve}
+            begin_folder(folder)
+            self.save_repository(unfinished, model)
             (unfinished / "training_state").mkdir()
+            progress = {"step": self.step, "training": self.training, "curve": self.curve, "settings": self.settings()}
             (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished / "training_state"))
         stream_state = unfinished / "training_state" / f"stream_{self.accelerator.process_index}.json"
         stream_state.write_text(json.dumps(self.stream.state_dict()))
+        sync_folder(unfinished)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
+            finish_folder(folder)
             if self.hub is not None:
                 self.hub.push(folder, f"Step {self.step}")
+            if self.args.save_total_limit is not None:
+                delete_checkpoints(self.folder, keep=self.args.save_total_limit)
+
+    def settings(self) -> dict[str, Any]:
+        """What the course of a run depends on, apart from its code and the number of its processes."""
+        return {name: value for name, value in vars(self.args).items() if name not in WITHOUT_EFFECT}
 
     def load(self, checkpoint: Path) -> None:
         """Go on where a checkpoint stands."""
         state = checkpoint / "training_state"
-        self.accelerator.load_state(str(state))
         progress = json.loads((state / "progress.json").read_text())
+        for name, value in json.loads(json.dumps(self.settings())).items():
+            if value != (former := progress["settings"].get(name)):
+                logger.warning(
+                    "%s was %r before and is %r now: the run goes on, but not as it would have", name, former, value
+                )
+        self.accelerator.load_state(str(state))
         self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
-        self.stream.load_state_dict(json.loads((state / f"stream_{self.accelerator.process_index}.json").read_text()))
+        streams = [json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))]
+        former, now = (
+            (stream["world_size"], stream["num_workers"]) for stream in (streams[0], self.stream.state_dict())
+        )
+        if former == now:
+            (own,) = (stream for stream in streams if stream["rank"] == self.accelerator.process_index)
+            self.stream.load_state_dict(own)
+        else:
+            logger.warning(
+                "the checkpoint was made by %d processes with %d workers each, this run has %d with %d: rows not read "
+                "yet in their epoch are read next, each once, and the audio held then is let go; the batches are not "
+                "those that they would have been",
+                *former,
+                *now,
+            )
+            self.stream.take_over(streams)
         logger.info("resumed from %s", checkpoint)
 
     def finish(self) -> int:
         """Save the model, push it, and say what came out; returns the exit status."""
-        folder = Path(self.args.output_dir)
-        self.save_repository(folder)
+        model = self.whole_model()
+        if self.accelerator.is_main_process:
+            self.save_repository(self.folder, model)
+            self.report()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        if self.hub is None:
+            return 0
+        # The other processes are done and may leave.
+        self.hub.wait()
+        self.hub.push(self.folder, f"Step {self.step}, final")
+        return 1 if self.hub.wait() is not None else 0
+
+    def report(self) -> None:
         for entry in self.curve[:1] + self.curve[1:][-1:]:
             when = f"After {entry['step']} steps" if entry["step"] else "Before training"
             print(f"{when}, on speakers it never saw:\n{format_report(entry)}\n")
@@ -386,29 +559,95 @@ class Trainer:
                 f"Contrastive accuracy {self.training['contrastive_accuracy']:.2f}, mutual information "
                 f"{self.training['mutual_information']:.2f} nats, on the last training batches.\n"
             )
-        print(f"Saved in {folder}. To load it:\n")
+        if self.args.best_metric is not None:
+            best = self.best()
+            figure = evaluated(best)[self.args.best_metric]
+            print(
+                f"Best {self.args.best_metric}: {figure:.3f} after {best['step']} steps, in {self.folder / 'best'}.\n"
+            )
+        print(f"Saved in {self.folder}. To load it:\n")
         print("    import csc_hf")
         print("    from transformers import AutoModel")
-        print(f'    model = AutoModel.from_pretrained("{folder}")\n')
-        if self.hub is None:
-            return 0
-        self.hub.wait()
-        self.hub.push(folder, f"Step {self.step}, final")
-        return 1 if self.hub.wait() is not None else 0
+        print(f'    model = AutoModel.from_pretrained("{self.folder}")\n')
 
 
-# Means over the logged steps; the short names stand beside the progress bar.
-LOGGED = [
-    "loss",
-    "separation_loss",
-    "contrastive_loss",
-    "activity_loss",
-    "mutual_information",
-    "contrastive_accuracy",
-]
-SHOWN = {"loss": "loss", "separation_loss": "sep", "contrastive_accuracy": "acc", "mutual_information": "MI"}
+class Meter:
+    """What happened since the last log: sums over the steps, and the last batch."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums = dict.fromkeys(LOGGED, 0.0)
+        self.micro_batches, self.audio_seconds, self.waiting = 0, 0.0, 0.0
+        self.gradient_norm, self.steps = 0.0, 0
+        self.started = time.monotonic()
+
+    def next(self, batches: Iterator[MixtureBatch]) -> MixtureBatch:
+        """The next batch, and how long it was waited for."""
+        started = time.monotonic()
+        batch = next(batches)
+        self.waiting += time.monotonic() - started
+        return batch
+
+    def add(self, batch: Mapping[str, torch.Tensor], output: CSCForPreTrainingOutput) -> dict[str, float]:
+        """Count a micro-batch; returns its figures."""
+        figures = torch.stack([output[name].detach().float() for name in LOGGED]).tolist()
+        figures = dict(zip(LOGGED, figures, strict=True))
+        self.sums = {name: self.sums[name] + figure for name, figure in figures.items()}
+        self.micro_batches += 1
+        self.audio_seconds += batch["input_values"].numel() / SAMPLING_RATE
+        self.batch = batch
+        self.estimates = output.sources.detach()
+        self.embeddings = output.source_embeddings.detach().take_along_dim(output.permutation[..., None], dim=1)
+        return figures
+
+    def end_step(self, gradient_norm: torch.Tensor) -> None:
+        self.gradient_norm += float(gradient_norm)
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last log over all processes, which must all ask; then it begins anew."""
+        seconds = time.monotonic() - self.started
+        values = {name: total / self.micro_batches for name, total in self.sums.items()}
+        values["gradient_norm"] = self.gradient_norm / self.steps
+        values["audio_seconds_per_second"] = self.audio_seconds / seconds
+        values["data_waiting_share"] = self.waiting / seconds
+        means = torch.tensor(list(values.values()), device=self.accelerator.device)
+        values = dict(zip(values, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        values["audio_seconds_per_second"] *= self.accelerator.num_processes
+        values["real_time_factor"] = 1 / values["audio_seconds_per_second"]
+        self._reset()
+        return values
+
+    def signs(self) -> dict[str, float]:
+        """Signs of collapse, and SI-SDR improvement of overlapped speech, of the last batch of this process."""
+        sources, mixtures = (self.batch[name].float().cpu().numpy() for name in ("source_values", "input_values"))
+        values = collapse_signs(self.embeddings.float().cpu().numpy(), self.batch["speaker_ids"].cpu().numpy())
+        present = sources.any(axis=-1)
+        overlapped = np.flatnonzero(present.sum(axis=1) > 1)
+        if len(overlapped):
+            estimates = self.estimates.float().cpu().numpy()
+            values["si_sdr_improvement"] = float(
+                np.mean(
+                    [si_sdr_improvement(estimates[i], sources[i, present[i]], mixtures[i]).mean() for i in overlapped]
+                )
+            )
+        return values
+
+
+def evaluated(results: dict) -> dict[str, float | None]:
+    """What `verification.evaluate` returns, by the names of EVALUATED."""
+    values = {"si_sdr_improvement": results["si_sdr_improvement"]}
+    for name, condition in results["conditions"].items():
+        values |= {f"{figure}_{name}": condition[figure] for figure in FIGURES}
+    return values
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    for name in ("csc_hf", "pretrain"):  # others tell of each request
+        logging.getLogger(name).setLevel(logging.INFO)
+    disable_progress_bar()  # of saving, which would tear that of the training
     sys.exit(Trainer(parse_args()).run())

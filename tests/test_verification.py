@@ -289,6 +289,7 @@ def test_a_model_that_hears_every_speaker_makes_no_error(trials):
     for name, condition in results["conditions"].items():
         for key in ("eer", "eer_within_source", "eer_slot_known", "eer_slot_known_within_source"):
             assert condition[key] == 0.0, (name, key)
+        assert condition["retrieval_accuracy"] == 1.0
         is_target, within = trials.conditions[name].is_target, trials.conditions[name].within_source >= 0
         assert condition["num_target"] == condition["num_target_within_source"] == is_target.sum()
         assert condition["num_nontarget"] == len(is_target) - is_target.sum()
@@ -393,6 +394,15 @@ def test_scores_follow_the_rules_of_slots_trial_by_trial(trials):
             weights.append(condition.is_target[within].sum())
         assert measured["eer"] == pytest.approx(equal_error_rate(scores, condition.is_target), abs=1e-9)
         assert measured["eer_within_source"] == pytest.approx(np.average(rates, weights=weights), abs=1e-9)
+        pairs = list(zip(condition.enrolment, condition.test, condition.is_target, scores, strict=True))
+        if name != "mix0":  # both signals are of one kind, so each is looked for among the others
+            pairs += [(test, enrolment, *rest) for enrolment, test, *rest in pairs]
+        found = []
+        for test in {pair[1] for pair in pairs}:
+            ranked = sorted((score, is_target) for _, other, is_target, score in pairs if other == test)
+            if len({is_target for _, is_target in ranked}) == 2:
+                found.append(ranked[-1][1])
+        assert measured["retrieval_accuracy"] == pytest.approx(np.mean(found), abs=1e-9)
     assert all_below
 
 

@@ -49,12 +49,11 @@ def command(folder: Path, *arguments: str, options: dict | None = None, processe
     """The command line that runs the script with its output in `folder`."""
     config = folder.parent / f"{folder.name}.yaml"
     config.write_text(yaml.safe_dump(TINY | (options or {})))
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
-    if processes > 1:  # Accelerate's launcher starts several CPU processes by MPI only
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = ["--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    if processes > 1:
+        launcher = ["--config_file", str(ROOT / "examples" / "accelerate_configs" / "cpu_2_processes.yaml")]
     script = [str(ROOT / "examples" / "pretrain.py"), "--config", str(config), "--output_dir", str(folder)]
-    return [sys.executable, "-m", *launcher, *script, "--cpu_threads", "1", *arguments]
+    return [sys.executable, "-m", "accelerate.commands.launch", *launcher, *script, "--cpu_threads", "1", *arguments]
 
 
 def launch(folder: Path, *arguments: str, hub: Hub | None = None, status: int = 0, **options) -> str:

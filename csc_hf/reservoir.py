@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .audio import SAMPLING_RATE
 from .data import Row, Rows, Utterance, UtteranceStream
@@ -224,13 +225,17 @@ class Reservoir:
             for name, held in self.held.items()
         ]
 
-    def fill(self) -> None:
-        """Read until the reservoir is full, or all data sets have been read once."""
-        while self.num_held_samples < self._capacity:
-            unread = np.array([not reader.has_read_all for reader in self._readers])
-            if not unread.any():
-                return
-            self._read_row(self._probabilities * unread)
+    def fill(self, progress: bool = False) -> None:
+        """Read until the reservoir is full, or all data sets have been read once; with a progress bar if that takes
+        long."""
+        seconds = self._capacity // SAMPLING_RATE
+        with tqdm(total=seconds, desc="reading audio", unit="s", delay=3, leave=False, disable=not progress) as bar:
+            while self.num_held_samples < self._capacity:
+                unread = np.array([not reader.has_read_all for reader in self._readers])
+                if not unread.any():
+                    return
+                self._read_row(self._probabilities * unread)
+                bar.update(self.num_held_samples // SAMPLING_RATE - bar.n)
 
     def advance(self, num_rows: int) -> None:
         """Read `num_rows` rows more."""

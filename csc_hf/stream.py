@@ -97,7 +97,7 @@ class _Share:
             if reservoir is not None and self._is_filled:
                 reservoir.advance(num_rows)
             elif reservoir is not None:
-                reservoir.fill()
+                reservoir.fill(progress=stream.rank == 0 and stream.num_workers == 0)
         self._is_filled = True
         index = self.step * stream.world_size + stream.rank
         recipes = draw_group(

@@ -30,6 +30,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from datasets import get_dataset_split_names
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -109,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--max_train_steps", type=int, default=100_000)
     add("--per_device_train_batch_size", type=int, default=12, help="identities; each is observed in several mixtures")
-    add("--gradient_accumulation_steps", type=int, default=1, help="each contrast still runs over one batch")
+    add("--gradient_accumulation_steps", type=int, default=1, help="each contrast is over one of these micro-batches")
     add("--learning_rate", type=float, default=1e-3)
     add("--weight_decay", type=float, default=0.01, help="of matrices; not of biases, norms and scales")
     add("--lr_scheduler_type", default="cosine", help="of transformers.get_scheduler")
@@ -258,6 +259,7 @@ class Trainer:
         self.args = args
         self.folder = Path(args.output_dir)
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # or each of several CPU processes takes itself to be alone
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
             log_with=[name.strip() for name in args.report_to.split(",")] if args.with_tracking else None,
@@ -265,6 +267,14 @@ class Trainer:
             # The main process evaluates alone, while the others wait.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
+        if self.accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+            raise SystemExit(
+                f"{os.environ['WORLD_SIZE']} processes were started, but each is one of "
+                f"{self.accelerator.num_processes}: launch with one of examples/accelerate_configs"
+            )
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if self.is_sharded:  # it would round losses and what is summed over processes; autocast does not
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         if self.accelerator.device.type == "cpu":
             # `accelerate launch` gives a single process one thread; its processes on a machine share the cores here.
             local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -302,7 +312,6 @@ class Trainer:
             args.lr_scheduler_type, self.optimizer, args.warmup_steps, num_training_steps=args.max_train_steps
         )
         self.accelerator.register_for_checkpointing(self.scheduler)
-        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self.ema = None
         if args.ema_decay is not None:
             if self.is_sharded:
@@ -382,7 +391,8 @@ class Trainer:
             batch = meter.next(batches)
             tensors = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             with accelerator.accumulate(self.model):
-                output = self.model(**tensors)
+                with accelerator.autocast():
+                    output = self.model(**tensors)
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)

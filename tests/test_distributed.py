@@ -85,7 +85,7 @@ def work(folder):
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
     )
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=60))  # a call that the other does not make is an error
-    accelerator = Accelerator(fsdp_plugin=plugin, kwargs_handlers=[patience])
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[patience])
     rank = accelerator.process_index
     results = {"backend": distributed.get_backend(), "processes": accelerator.num_processes}
 
@@ -127,8 +127,8 @@ def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     config = str(CONFIGS / "cpu_2_processes.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, __file__, str(folder)]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(launcher, capture_output=True, text=True, timeout=300, env=os.environ | environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(launcher, capture_output=True, text=True, timeout=300, env=environment)
     assert process.returncode == 0, process.stdout + process.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 

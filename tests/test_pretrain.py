@@ -42,9 +42,6 @@ TINY = {
 }
 
 
-ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true"}
-
-
 def command(folder: Path, *arguments: str, options: dict | None = None, processes: int = 1) -> list[str]:
     """The command line that runs the script with its output in `folder`."""
     config = folder.parent / f"{folder.name}.yaml"
@@ -66,7 +63,7 @@ def launch(folder: Path, *arguments: str, hub: Hub | None = None, status: int = 
         capture_output=True,
         text=True,
         timeout=500,
-        env=ENVIRONMENT | environment,
+        env=os.environ | environment,
     )
     assert process.returncode == status, process.stdout + process.stderr
     return process.stdout + process.stderr
@@ -182,7 +179,7 @@ def test_a_killed_run_equals_one_never_stopped(tmp_path, processes, workers):
     launch(whole, *arguments, options=options, processes=processes)
     started = command(killed, *arguments, options=options, processes=processes)
     with subprocess.Popen(
-        started, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         while not (killed / "checkpoint-2").exists():
             assert process.poll() is None
@@ -218,6 +215,58 @@ def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
     assert "made by 2 processes with 0 workers each, this run has 1 with 1" in printed
     assert "learning_rate was 0.001 before and is 0.002 now" in printed and "reservoir_seconds was" not in printed
     assert [entry["step"] for entry in batches(two)["batches-0.jsonl"]] == [2, 3]
+
+
+SHARDED = """
+import sys
+import accelerate
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+
+class Sharded(accelerate.Accelerator):
+    '''Accelerate has no FSDP on CPUs, but all that it lacks is to call it so.'''
+    def __init__(self, **options):
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+        super().__init__(fsdp_plugin=plugin, **options)
+        for state in (PartialState(), self.state):
+            state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = plugin
+
+accelerate.Accelerator = Sharded
+sys.path.insert(0, sys.argv.pop(1))
+import pretrain
+trainer = pretrain.Trainer(pretrain.parse_args())
+assert trainer.is_sharded and type(trainer.accelerator.unwrap_model(trainer.model)).__name__.startswith("FSDP")
+sys.exit(trainer.run())
+"""
+
+
+def test_sharded_weights_are_saved_whole_and_resume(tmp_path):
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for folder in (whole, resumed):
+        arguments = ["--with_tracking", "--example_steps", "2", "--mixed_precision", "bf16"]
+        if folder is resumed:
+            shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+            arguments += ["--resume_from_checkpoint", "latest"]
+        line = command(folder, *arguments, processes=2)
+        place = line.index(str(ROOT / "examples" / "pretrain.py"))
+        line[place : place + 1] = [str(script), str(ROOT / "examples")]
+        process = subprocess.run(line, capture_output=True, text=True, timeout=500)
+        assert process.returncode == 0, process.stdout + process.stderr
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, resumed)]
+    assert [entry["step"] for entry in results[1]["curve"]] == [0, 2, 4]
+    assert results[1]["training"]["loss"] == pytest.approx(results[0]["training"]["loss"], rel=1e-4)
+    expected = load_file(whole / "model.safetensors")
+    for name, tensor in load_file(resumed / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4)
+    assert {path.name for path in whole.glob("*.py")} == {
+        "configuration_csc.py",
+        "feature_extraction_csc.py",
+        "modeling_csc.py",
+    }
 
 
 def test_several_corpora_noise_and_rooms(tmp_path):

@@ -296,7 +296,6 @@ class Trainer:
         )
 
         model = CSCForPreTraining(self.config)
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         decays = {True: [], False: []}
         for parameter in model.parameters():
             decays[parameter.dim() > 1].append(parameter)
@@ -436,16 +435,19 @@ class Trainer:
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def whole_model(self) -> CSCForPreTraining:
-        """What is evaluated and saved. Where FSDP shards the weights, all processes have to ask for it."""
+    def whole_model(self) -> CSCForPreTraining | None:
+        """What is evaluated and saved. Where FSDP shards the weights, all processes have to ask for it, and only the
+        main process gets it."""
         if self.ema is not None:
             return self.ema.module
         if not self.is_sharded:
             return self.accelerator.unwrap_model(self.model)
         weights = self.accelerator.get_state_dict(self.model)
-        model = CSCForPreTraining(self.config)
-        if self.accelerator.is_main_process:  # the others get none
-            model.load_state_dict(weights)
+        if not self.accelerator.is_main_process:
+            return None
+        with torch.device("meta"):  # without drawing weights, and so from the generator of dropout
+            model = CSCForPreTraining(self.config)
+        model.load_state_dict(weights, assign=True)
         return model.to(self.accelerator.device)
 
     def evaluate(self) -> None:

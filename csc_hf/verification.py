@@ -357,8 +357,8 @@ def _eer(scores: np.ndarray, is_target: np.ndarray) -> float | None:
 
 
 def _retrieval_accuracy(scores: np.ndarray, trials: Trials) -> float | None:
-    """Share of the test signals whose best-scoring enrolment is of their speaker, among those with trials of both classes
-    (None: there is none). Where both signals are of one kind, each is a test signal of its trials."""
+    """Share of the test signals whose best-scoring enrolment is of their speaker, among those with trials of both
+    classes; None if there is none. Where both signals are of one kind, each is a test signal of its trials."""
     tests, is_target = trials.test, trials.is_target
     if trials.kinds[0] == trials.kinds[1]:
         tests = np.concatenate([trials.test, trials.enrolment])

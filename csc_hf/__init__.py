@@ -55,9 +55,10 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-# --- registration with the Auto classes ---------------------------------------------------------------------------
+# --- registration with the Auto classes and the pipelines ---------------------------------------------------------
 # Registering needs our classes, and these need torch: seconds that `import csc_hf` should not cost. So each Auto
-# module of Transformers gets our classes once it is itself imported, which `from transformers import AutoModel` does.
+# module of Transformers gets our classes once it is itself imported, which `from transformers import AutoModel` does;
+# and so `from transformers import pipeline` gets our tasks.
 
 
 def _register_config(auto) -> None:
@@ -88,12 +89,23 @@ def _register_models(modeling_csc) -> None:
             getattr(auto, auto_class).register(CSCConfig, model_class, exist_ok=True)
 
 
+def _import_pipelines(pipelines) -> None:
+    importlib.import_module(".pipelines", __name__)
+
+
+def _register_pipelines(pipelines) -> None:
+    pipelines.register()
+
+
 _AFTER_IMPORT_OF = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
     # Our models import the module that they are registered in, so they are registered when both have been executed.
     "transformers.models.auto.modeling_auto": _import_models,
     f"{__name__}.modeling_csc": _register_models,
+    # The same holds for our pipelines.
+    "transformers.pipelines": _import_pipelines,
+    f"{__name__}.pipelines": _register_pipelines,
 }
 
 

@@ -54,6 +54,8 @@ class CSCConfig(PreTrainedConfig):
         classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.
         xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
+        calibration (`dict`, *optional*): Of verification scores, by the name of the condition that it was learnt in,
+            such as "clean": what `csc_hf.calibration.Calibration.store` puts there [O].
 
     Raises:
         StrictDataclassError: For a value of the wrong type or an impossible value; the message names the field.
@@ -97,6 +99,7 @@ class CSCConfig(PreTrainedConfig):
     classifier_proj_size: int = 256
     xvector_margin: float | int = 0.2
     xvector_scale: float | int = 30.0
+    calibration: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.auto_map = dict(AUTO_MAP)

@@ -22,6 +22,7 @@ from csc_hf import CSCConfig, CSCForPreTraining
         {"contrastive_scale": 0.0},
         {"contrastive_loss_weight": -1.0},
         {"hidden_size": "128"},
+        {"calibration": 0.5},
     ],
 )
 def test_impossible_values_name_the_field(values):
@@ -57,7 +58,7 @@ def test_lengths_are_those_of_the_model(config):
 
 
 def test_a_round_trip_keeps_every_field(tmp_path):
-    config = CSCConfig.small(num_sources=3, xvector_margin=0.1, num_labels=7)
+    config = CSCConfig.small(num_sources=3, xvector_margin=0.1, num_labels=7, calibration={"clean": {"scale": 2.5}})
     config.save_pretrained(tmp_path)
     loaded = CSCConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()

@@ -71,6 +71,26 @@ def test_importing_registers_in_any_order(imports):
     assert "csc_hf.modeling_csc.CSCModel" in run(f"{imports}\n{code}")
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import csc_hf; from transformers import pipeline",
+        "from transformers import pipeline; import csc_hf",
+        "import csc_hf.pipelines; from transformers import pipeline",
+        "import csc_hf, transformers.pipelines.base; from transformers import pipeline",
+    ],
+)
+def test_pipelines_are_known_after_importing_in_any_order(imports):
+    code = """
+import logging
+from csc_hf import CSCConfig, CSCForSpeechSeparation
+logging.disable()  # of weights that are new
+model = CSCForSpeechSeparation(CSCConfig.tiny())
+print([type(pipeline(task, model)).__name__ for task in ("speaker-verification", "speech-separation")])
+"""
+    assert run(f"{imports}\n{code}") == "['SpeakerVerificationPipeline', 'SpeechSeparationPipeline']\n"
+
+
 def test_auto_classes_load_what_was_saved(tmp_path):
     config = CSCConfig.tiny()
     model = CSCForPreTraining(config).eval()

@@ -1,0 +1,329 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Real `pipeline()` calls, with tiny models and with ones whose speakers are known."""
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_long_audio import RATE, SignSeparator, conversation, sorted_by_sign
+from transformers import pipeline
+
+from csc_hf import (
+    CSCConfig,
+    CSCFeatureExtractor,
+    CSCForPreTraining,
+    CSCForSequenceClassification,
+    CSCForSpeechSeparation,
+    CSCForXVector,
+    CSCModel,
+    CSCModelOutput,
+)
+from csc_hf.calibration import fit_calibration
+from csc_hf.long_audio import separate
+
+TINY = {"front_end": "stft", "initializer_range": 0.3}
+POSITIVE, NEGATIVE = conversation((1, "p"), seed=1), conversation((1, "n"), seed=2)
+BOTH, SILENCE = conversation((1, "pn"), seed=3), conversation((1, ""))
+
+
+class SignEncoder(CSCModel):
+    """Knows two voices, the positive and the negative part of the waveform; embedding 0 or 1. A slot without signal is
+    idle, and has the embedding of the voice that is not there."""
+
+    def __init__(self):
+        super().__init__(CSCConfig.tiny())
+        self.eval()
+
+    def forward(self, input_values):
+        energy = torch.stack([input_values.clamp(min=0), input_values.clamp(max=0)], dim=1).square().sum(-1)
+        return CSCModelOutput(
+            source_embeddings=torch.eye(2, self.config.speaker_embedding_size)[None],
+            source_activity=torch.where(energy > 0, 1 + energy / energy.sum(), -5.0),
+        )
+
+
+def calibrated(model, condition: str = "clean", shift: float = 0.0):
+    """The model, with a threshold of 0.5 + shift."""
+    scores = np.array([0.8, 0.9, 0.4, 0.2, 0.1, 0.6]) + shift
+    fit_calibration(scores, np.array([1, 1, 1, 0, 0, 0]), condition, "abc").store(model)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved pre-training checkpoint."""
+    torch.manual_seed(0)
+    CSCForPreTraining(CSCConfig.tiny(**TINY)).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+# --- speaker verification --------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_trial_gives_the_cosine_of_the_model(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    first, second = (0.1 * rng.standard_normal(RATE).astype(np.float32) for _ in range(2))
+    paths = [str(tmp_path / name) for name in ("first.wav", "second.wav")]
+    for path, samples in zip(paths, (first, second), strict=True):
+        soundfile.write(path, samples, RATE, subtype="FLOAT")
+    contents = [open(path, "rb").read() for path in paths]
+    arrays = [{"array": samples, "sampling_rate": RATE} for samples in (first, second)]
+
+    model = CSCModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        enrolment, test = (model(torch.from_numpy(samples)[None]) for samples in (first, second))
+    embedding = enrolment.source_embeddings[0, enrolment.source_activity[0].argmax()]
+    active = (test.source_activity[0] > 0) | (test.source_activity[0] == test.source_activity[0].max())
+    expected = (test.source_embeddings[0, active] @ embedding).max().item()
+
+    verify = pipeline("speaker-verification", model=str(folder))
+    results = [
+        verify(first, second),
+        verify(*paths),
+        verify(tuple(contents)),
+        verify({"enrolment": arrays[0], "test": arrays[1]}),
+        verify([first], second),
+        *verify([(first, second), {"enrolment": paths[0], "test": paths[1]}]),
+        *verify(trial for trial in [tuple(paths)]),
+    ]
+    assert [result["score"] for result in results] == pytest.approx([expected] * 8, abs=1e-5)
+
+
+def test_only_active_slots_take_part():
+    verify = pipeline("speaker-verification", model=calibrated(SignEncoder()))
+    expected = {"silent": False, "condition": "clean"}
+    same = verify(POSITIVE, BOTH)
+    assert same.items() >= (expected | {"score": 1.0, "decision": True, "several_speakers": True}).items()
+    assert same["llr"] > 1
+    assert verify(NEGATIVE, BOTH)["score"] == 1.0
+    other = verify(POSITIVE, NEGATIVE)  # the idle slot of the test has the embedding of the enrolled speaker
+    assert other.items() >= (expected | {"score": 0.0, "decision": False, "several_speakers": False}).items()
+    assert other["llr"] < -1 and 0 < other["threshold"] < 1
+
+
+def test_of_an_enrolment_the_most_active_slot_counts():
+    verify = pipeline("speaker-verification", model=calibrated(SignEncoder()))
+    mostly_negative = np.concatenate([POSITIVE, 3 * NEGATIVE])
+    assert verify(mostly_negative, NEGATIVE)["score"] == 1.0
+    assert verify(mostly_negative, POSITIVE)["score"] == 0.0
+
+
+def test_several_recordings_are_averaged():
+    verify = pipeline("speaker-verification", model=calibrated(SignEncoder()))
+    score = verify([POSITIVE, POSITIVE, NEGATIVE], POSITIVE)["score"]
+    assert score == pytest.approx(2 / np.sqrt(5))
+
+
+def test_attention_is_the_trained_cross_attention(folder):
+    rng = np.random.default_rng(0)
+    waveforms = [0.1 * rng.standard_normal(length).astype(np.float32) for length in (RATE, RATE // 2, RATE)]
+    model = CSCForPreTraining.from_pretrained(folder)
+    verify = pipeline("speaker-verification", model=model, enrolment="attention")
+    with torch.no_grad():
+        first, second, test = (model.csc(torch.from_numpy(samples)[None]) for samples in waveforms)
+        memory = [output.source_hidden_states.reshape(-1, model.config.hidden_size) for output in (first, second)]
+        activity = test.source_activity[0]
+        queries = test.source_embeddings[0, (activity > 0) | (activity == activity.max())]
+        answers = [model.aggregate(query[None], torch.cat(memory)[None])[0] for query in queries]
+    expected = max((query @ answer).item() for query, answer in zip(queries, answers, strict=True))
+    assert verify(waveforms[:2], waveforms[2])["score"] == pytest.approx(expected, abs=1e-5)
+    verify.enrol("anna", waveforms[:2])
+    assert verify(waveforms[2])[0]["score"] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="CSCModel lacks: pass model=CSCForPreTraining"):
+        pipeline("speaker-verification", model=str(folder), enrolment="attention")
+    with pytest.raises(ValueError, match="'median'"):
+        pipeline("speaker-verification", model=model, enrolment="median")
+
+
+def test_enrolled_speakers():
+    verify = pipeline("speaker-verification", model=calibrated(SignEncoder()))
+    with pytest.raises(ValueError, match="nobody is enrolled"):
+        verify(POSITIVE)
+    verify.enrol("nils", POSITIVE)
+    verify.enrol("pia", [POSITIVE, POSITIVE])
+    verify.enrol("nils", [NEGATIVE])  # takes the place of the first
+    results = verify(POSITIVE)
+    assert [(result["speaker"], result["decision"]) for result in results] == [("pia", True), ("nils", False)]
+    assert [len(results) for results in verify([POSITIVE, BOTH])] == [2, 2]
+    assert "speaker" not in verify(POSITIVE, BOTH)
+
+
+def test_calibration_decides_unless_the_caller_does(caplog):
+    model = SignEncoder()
+    verify = pipeline("speaker-verification", model=model)
+    assert caplog.text.count("no calibration") == 1
+    bare = verify(POSITIVE, BOTH)
+    assert (bare["llr"], bare["decision"], bare["threshold"], bare["condition"]) == (None,) * 4
+    assert verify(POSITIVE, BOTH, threshold=1.0)["decision"] is True
+    assert verify(POSITIVE, BOTH, threshold=1.1)["decision"] is False
+    assert caplog.text.count("no calibration") == 1, "once is enough"
+
+    calibrated(calibrated(model), "mix0", shift=-0.3)
+    verify = pipeline("speaker-verification", model=model)
+    with pytest.raises(ValueError, match="'clean', 'mix0'"):
+        verify(POSITIVE, BOTH)
+    clean, mix0 = (verify(POSITIVE, BOTH, condition=name) for name in ("clean", "mix0"))
+    assert (clean["condition"], mix0["condition"]) == ("clean", "mix0")
+    assert clean["threshold"] - mix0["threshold"] == pytest.approx(0.3)
+    own = verify(POSITIVE, BOTH, threshold=0.9)
+    assert (own["threshold"], own["condition"], own["llr"], own["decision"]) == (0.9, None, None, True)
+    verify = pipeline("speaker-verification", model=model, condition="mix0")
+    assert verify(POSITIVE, BOTH) == mix0
+    pipeline("speaker-verification", model=SignEncoder(), threshold=0.5)
+    assert caplog.text.count("no calibration") == 1, "the caller's threshold is all that is needed"
+
+
+def test_new_weights_are_told_loudly(folder, caplog):
+    caplog.set_level(logging.WARNING)
+    pipeline("speaker-verification", model=str(folder), threshold=0.5)
+    pipeline("speech-separation", model=str(folder))
+    # A classifier that is new does not matter here.
+    pipeline("speaker-verification", model=CSCForXVector.from_pretrained(folder), threshold=0.5)
+    assert "MEANS NOTHING" not in caplog.text
+    pipeline("speaker-verification", model=CSCModel(CSCConfig.tiny()), threshold=0.5)
+    assert caplog.text.count("MEANS NOTHING") == 1
+    CSCModel.from_pretrained(folder).save_pretrained(folder)  # without a separator
+    pipeline("speech-separation", model=str(folder))
+    assert caplog.text.count("MEANS NOTHING") == 2 and "csc.separator" in caplog.text
+
+
+@pytest.mark.parametrize("samples", [SILENCE, SILENCE[:1], 1e-6 * POSITIVE])
+def test_silence_is_flagged_and_nothing_is_decided(folder, samples):
+    model = calibrated(CSCModel.from_pretrained(folder))
+    verify = pipeline("speaker-verification", model=model)
+    for trial in ((samples, BOTH), (BOTH, samples), ([BOTH, samples], BOTH)):
+        result = verify(trial)
+        assert result["silent"] and result["decision"] is None
+        assert np.isfinite([result["score"], result["llr"]]).all()
+    verify.enrol("both", BOTH)
+    verify.enrol("silent", samples)
+    assert {result["speaker"]: result["silent"] for result in verify(BOTH)} == {"both": False, "silent": True}
+
+
+@pytest.mark.parametrize("num_samples", [1, 10, 400])
+def test_short_audio_has_finite_scores(folder, num_samples):
+    model = calibrated(CSCModel.from_pretrained(folder))
+    result = pipeline("speaker-verification", model=model)(BOTH[:num_samples], BOTH)
+    assert np.isfinite(result["score"]) and result["decision"] in (True, False) and not result["silent"]
+    separation = pipeline("speech-separation", model=str(folder))(BOTH[:num_samples])
+    assert separation["sources"].shape == (2, num_samples) and np.isfinite(separation["sources"]).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((POSITIVE, np.where(np.arange(RATE) == 7, np.nan, POSITIVE)), "sample 7 of the recording is nan"),
+        ((POSITIVE, "missing.wav"), "missing.wav"),
+        ((POSITIVE, POSITIVE[:0]), "no samples"),
+        (([], POSITIVE), "without recordings"),
+        ((POSITIVE, POSITIVE, POSITIVE), "a tuple of 3"),
+        ({"enrollment": POSITIVE, "test": POSITIVE}, r"\['enrollment', 'test'\]"),
+    ],
+)
+def test_bad_trials_are_named(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline("speaker-verification", model=SignEncoder())(inputs)
+
+
+def test_a_model_in_training_mode_is_taken_out_of_it(folder):
+    for task in ("speaker-verification", "speech-separation"):
+        run = pipeline(task, model=CSCForSpeechSeparation.from_pretrained(folder).train())
+        trial = (POSITIVE, BOTH) if task == "speaker-verification" else BOTH
+        assert not run.model.training and run(trial)
+
+
+def test_unknown_options_are_named(folder):
+    with pytest.raises(TypeError, match="treshold"):
+        pipeline("speaker-verification", model=SignEncoder())(POSITIVE, BOTH, treshold=0.5)
+    with pytest.raises(TypeError, match="chunk_length"):
+        pipeline("speech-separation", model=str(folder), chunk_length=3)
+
+
+# --- speech separation -----------------------------------------------------------------------------------------------
+
+
+def test_separation_of_short_and_long_audio(folder):
+    model = CSCForSpeechSeparation.from_pretrained(folder).eval()
+    run = pipeline("speech-separation", model=str(folder))
+    waveform = conversation((5, "pn"))
+    for options in ({}, {"chunk_seconds": 2.0, "overlap_seconds": 0.5}):
+        result, expected = run(waveform, **options), separate(model, waveform, **options)
+        assert np.array_equal(result["sources"], expected.sources)
+        assert np.array_equal(result["embeddings"], expected.embeddings)
+        assert np.array_equal(result["activity"], expected.activity)
+        assert result["sampling_rate"] == RATE
+    assert len(run([waveform, BOTH])) == 2
+    with pytest.raises(ValueError, match="sample 0 of the recording is nan"):
+        run(np.full(100, np.nan))
+
+
+def test_one_speaker_is_extracted():
+    mixture = conversation((7, "pn"))
+    expected = sorted_by_sign(separate(SignSeparator(), mixture, 2.0, 0.5).sources)
+    extract = pipeline("speech-separation", model=SignSeparator(noise=0.02), chunk_seconds=2.0, overlap_seconds=0.5)
+    for enrolment, target in ((POSITIVE, expected[0]), ([NEGATIVE, NEGATIVE], expected[1])):
+        result = extract(mixture, enrolment=enrolment)
+        assert sorted(result) == ["activity", "sampling_rate", "score", "source"]
+        np.testing.assert_allclose(result["source"], target, atol=1e-5)
+        assert result["score"] > 0.9 and result["activity"] == 5
+
+
+def test_an_idle_slot_is_not_extracted():
+    class Confused(SignSeparator):
+        """An idle slot has the embedding of the voice that is not there."""
+
+        def forward(self, input_values):
+            output = super().forward(input_values)
+            idle = output.source_activity[0] < 0
+            output.source_embeddings[0, idle] = torch.tensor(self.voices[1], dtype=torch.float32)
+            return output
+
+    result = pipeline("speech-separation", model=Confused())(POSITIVE, enrolment=NEGATIVE)
+    np.testing.assert_allclose(result["source"], POSITIVE, atol=1e-3)
+    assert result["score"] < 0.3, "the speaker is not there, and the score tells"
+
+
+# --- saving, and the stock pipelines ---------------------------------------------------------------------------------
+
+
+def test_a_saved_pipeline_is_a_model(folder, tmp_path):
+    verify = pipeline("speaker-verification", model=calibrated(CSCModel.from_pretrained(folder)))
+    verify.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "pipelines.py").exists()
+    again = pipeline("speaker-verification", model=str(tmp_path / "saved"))
+    assert again(POSITIVE, BOTH) == verify(POSITIVE, BOTH)
+    assert again(POSITIVE, BOTH)["condition"] == "clean"
+
+
+def test_stock_audio_classification(tmp_path):
+    config = CSCConfig.tiny(**TINY, id2label={0: "calm", 1: "angry", 2: "glad"}, label2id={})
+    model = CSCForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    extractor = CSCFeatureExtractor(min_samples=config.segment_samples)
+    extractor.save_pretrained(tmp_path)
+    classify = pipeline("audio-classification", model=str(tmp_path))
+    long, short = BOTH, BOTH[:400]
+    for samples in (long, {"array": long, "sampling_rate": RATE}, short):
+        array = samples["array"] if isinstance(samples, dict) else samples
+        with torch.no_grad():
+            expected = model(torch.from_numpy(array)[None]).logits[0].softmax(-1)
+        found = {entry["label"]: entry["score"] for entry in classify(samples)}
+        assert found == pytest.approx(dict(zip(("calm", "angry", "glad"), expected.tolist(), strict=True)), abs=1e-5)
+    padded = classify([short, long], batch_size=2, top_k=1)
+    assert [entry[0]["score"] for entry in padded] == pytest.approx(
+        [classify(short)[0]["score"], classify(long)[0]["score"]], abs=1e-5
+    )
+    with pytest.raises(ValueError, match="NaN"):
+        classify(np.full(RATE, np.nan, np.float32))
+
+
+def test_stock_feature_extraction(folder):
+    # That pipeline is made for text: what turns the input into tensors is what it calls the tokenizer.
+    model = CSCModel.from_pretrained(folder).eval()
+    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
+    extract = pipeline("feature-extraction", model=model, tokenizer=extractor, tokenize_kwargs={"sampling_rate": RATE})
+    with torch.no_grad():
+        expected = model(torch.from_numpy(BOTH)[None]).last_hidden_state
+    torch.testing.assert_close(extract(BOTH, return_tensors=True), expected, atol=1e-5, rtol=1e-5)

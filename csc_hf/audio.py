@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Decode audio to mono float32 at one sampling rate. The only file that touches codecs."""
+"""Decode audio to mono float32 at one sampling rate."""
 
 import importlib.util
 import io

@@ -1,0 +1,267 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""The fine-tuning scripts: on the speech that ships, as users run them, and on tones, which are learnt in seconds."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pyannote.core import Segment
+from pyannote.metrics.diarization import DiarizationErrorRate
+from safetensors.torch import load_file
+from speech import encode, write
+from transformers import AutoFeatureExtractor
+
+from csc_hf import (
+    CSCConfig,
+    CSCForAudioFrameClassification,
+    CSCForPreTraining,
+    CSCForSequenceClassification,
+    CSCForXVector,
+)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MODELS = {
+    "verification": CSCForXVector,
+    "diarization": CSCForAudioFrameClassification,
+    "classification": CSCForSequenceClassification,
+}
+SHORT = {
+    "verification": "--max_steps 3 --batch_size 4 --seconds 1 --eval_recordings 2 --eval_seconds 1",
+    "diarization": "--max_steps 3 --batch_size 2 --seconds 3 --eval_conversations 4",
+    "classification": "--max_steps 3 --batch_size 4 --seconds 1",
+}
+
+
+def script(name):
+    """The module of a script."""
+    specification = importlib.util.spec_from_file_location(f"finetune_{name}", EXAMPLES / f"finetune_{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    config = CSCConfig.tiny(front_end="stft", hidden_dropout=0.0, attention_dropout=0.0)
+    CSCForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def finished(request, pretrained, tmp_path_factory):
+    """A run on the demo speech: its name, its folder and what it printed."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    options = ["--model", pretrained, "--output_dir", folder, "--logging_steps", "1", *SHORT[name].split()]
+    process = subprocess.run(
+        [sys.executable, EXAMPLES / f"finetune_{name}.py", *options],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return name, folder, process.stdout
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """Half a second of a tone and a little noise, where each pitch is a speaker: folders `train` and `test`."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    time = np.arange(8000) / 16000
+    for part, pitches in (("train", (300, 600, 1200, 2400, 4800, 5500)), ("test", (400, 900, 1800, 3600))):
+        rows = []
+        for number in range(10 * len(pitches)):
+            pitch = pitches[number % len(pitches)]
+            samples = 0.2 * np.sin(2 * np.pi * pitch * time + rng.uniform(0, 6)) + rng.normal(0, 0.01, 8000)
+            audio = {"bytes": encode(samples), "path": None}
+            rows.append({"id": f"{part}-{number}", "audio": audio, "speaker_id": f"{pitch} Hz"})
+        write(folder / part, rows)
+    return folder
+
+
+def tune(name, model, tones, folder, *options):
+    """Runs a script on the tones in this process."""
+    arguments = ["--model", model, "--train_data", tones / "train" / "*.parquet", "--output_dir", folder]
+    if name != "classification":
+        arguments += ["--eval_data", tones / "test" / "*.parquet"]
+    arguments += ["--warmup_steps", "1", "--learning_rate", "0.01", *options]
+    script(name).main([str(argument) for argument in arguments])
+
+
+def test_it_reports_before_and_after(finished):
+    name, folder, printed = finished
+    results = results_of(folder)
+    before, after = results["before"], results["after"]
+    assert before != after
+    for moment in (before, after):
+        if name == "verification":
+            figures = [f"{100 * moment['conditions'][c]['eer']:.1f}" for c in ("clean", "mix0", "mix0_mix0")]
+            assert moment["num_speakers"] == 26
+        elif name == "diarization":
+            parts = moment["missed detection"] + moment["false alarm"] + moment["confusion"]
+            assert parts == pytest.approx(moment["error_rate"])
+            figures = [f"error_rate {100 * moment['error_rate']:.1f} %"]
+        else:
+            figures = [f"accuracy {moment['accuracy']:.3f}"]
+        assert all(figure in printed for figure in figures)
+    assert len(results["loss"]) == 3 and np.isfinite(results["loss"]).all()
+
+
+def test_the_saved_folder_gives_the_same_figures(finished):
+    name, folder, _ = finished
+    module = script(name)
+    results = results_of(folder)
+    args = module.parse_args([])
+    vars(args).update(results["settings"])
+    model = MODELS[name].from_pretrained(folder).eval()
+    assert AutoFeatureExtractor.from_pretrained(folder).min_samples == model.config.segment_samples
+    if name == "verification":
+        utterances = module.load_utterances(args, args.train_data, "test")
+        trials = module.build_trials(utterances, args.seed, args.eval_seconds, args.eval_recordings)
+        assert module.verify(model, trials) == results["after"]
+    elif name == "diarization":
+        utterances = module.load_utterances(args, args.train_data, "test")
+        config = module.ConversationConfig(**{name: getattr(args, name) for name in module.CONVERSATION})
+        unheard = module.Conversations(utterances, config, model.config, args.seed, args.eval_conversations)
+        assert module.diarization_errors(model, unheard) == pytest.approx(results["after"])
+    else:
+        _, held_out = module.load_data(args)
+        rows = held_out.with_transform(module.prepare("audio", args.seconds, at_random=False))
+        with torch.no_grad():
+            found = [model(torch.from_numpy(row["waveform"])[None]).logits.argmax().item() for row in rows]
+        assert np.mean(np.array(found) == held_out["labels"]) == pytest.approx(results["after"]["accuracy"])
+        assert model.config.id2label[found[0]].startswith("train-")
+
+
+def moved(pretrained, folder):
+    """Which parts of the encoder differ from the pre-trained one."""
+    before, after = (load_file(path / "model.safetensors") for path in (pretrained, folder))
+    shared = [key for key in after if key.startswith("csc.")]
+    assert shared and set(shared) <= set(before)
+    return {key.split(".")[1] for key in shared if not torch.equal(before[key], after[key])}
+
+
+def test_the_whole_encoder_learns(finished, pretrained):
+    _, folder, _ = finished
+    assert moved(pretrained, folder) >= {"front_end", "layers", "slots", "speaker_branch"}
+
+
+@pytest.mark.parametrize(("name", "learning"), [("verification", {"speaker_branch"}), ("diarization", set())])
+def test_a_frozen_encoder_stays(name, learning, pretrained, tones, tmp_path):
+    tune(name, pretrained, tones, tmp_path, "--freeze_encoder", *SHORT[name].split())
+    assert moved(pretrained, tmp_path) == learning
+    results = results_of(tmp_path)
+    assert results["before"] != results["after"]
+
+
+def test_classification_learns_pitches(pretrained, tones, tmp_path):
+    options = ["--max_steps", "20", "--logging_steps", "5"]
+    tune("classification", pretrained, tones, tmp_path / "full", *options)
+    results = results_of(tmp_path / "full")
+    assert results["loss"][-1] < 0.3 * results["loss"][0]
+    assert results["before"]["accuracy"] < 0.5 and results["after"]["accuracy"] == 1.0
+    assert results["num_held_out"] == 21 and results["accuracy_of_commonest_label"] < 0.2
+    module = script("classification")
+    parts = module.load_data(module.parse_args(["--train_data", str(tones / "train" / "*.parquet")]))
+    assert [set(np.bincount(part["labels"])) for part in parts] == [{6, 7}, {3, 4}], "of each label a share"
+    tune("classification", pretrained, tones, tmp_path / "frozen", "--freeze_encoder", *options)
+    frozen = results_of(tmp_path / "frozen")
+    assert moved(pretrained, tmp_path / "frozen") == set()
+    assert frozen["loss"][-1] < frozen["loss"][0] and frozen["after"]["accuracy"] > frozen["before"]["accuracy"]
+
+
+def test_verification_learns_pitches(pretrained, tones, tmp_path):
+    options = "--max_steps 30 --batch_size 8 --logging_steps 5 --seconds 0.5 --eval_seconds 0.5"
+    tune("verification", pretrained, tones, tmp_path, *options.split())
+    loss = results_of(tmp_path)["loss"]
+    assert loss[-1] < 0.3 * loss[0]
+
+
+def test_diarization_learns_pitches(pretrained, tones, tmp_path):
+    options = "--max_steps 40 --logging_steps 5 --seconds 3 --eval_conversations 10 --turn_seconds 0.3 0.5"
+    options += " --overlap_seconds 0.1 0.4 --noise_probability 0"
+    tune("diarization", pretrained, tones, tmp_path, *options.split())
+    results = results_of(tmp_path)
+    assert results["loss"][-1] < 0.7 * results["loss"][0]
+    assert results["after"]["error_rate"] < 0.7 * results["after"]["error_rate_of_one_speaker"]
+
+
+def test_the_diarization_loss_is_that_of_the_best_order():
+    module = script("diarization")
+    torch.manual_seed(0)
+    model = CSCForAudioFrameClassification(CSCConfig.tiny(num_labels=3)).eval()
+    audio = torch.randn(1, 3000)
+    labels = torch.randint(0, 2, (1, model.config.num_segments(3000), 3)).float()
+    with torch.no_grad():
+        logits = model(audio).logits
+        loss = module.permutation_invariant_loss(logits, labels)
+        own = [model(audio, labels=labels[..., list(order)]).loss for order in module.itertools.permutations(range(3))]
+    torch.testing.assert_close(loss, min(own))
+    assert max(own) > min(own) + 1e-4
+    # Each conversation of a batch has its own best order.
+    perfect = torch.stack([labels[0], labels[0][:, [2, 0, 1]]])
+    assert module.permutation_invariant_loss(20 * labels.expand(2, -1, -1) - 10, perfect) < 1e-3
+
+
+def test_diarization_is_scored_in_time():
+    """Segment s stands for the samples about s times the stride; overlaps count for each speaker."""
+    module = script("diarization")
+    active = np.zeros((2, 16000), dtype=bool)
+    active[0, 2000:8000] = True
+    active[1, 6000:] = True
+    reference = module.annotation(active, 16000)
+    assert [(s.start, s.end) for s in reference.get_timeline()] == [(0.125, 0.5), (0.375, 1.0)]
+
+    class Perfect(torch.nn.Module):
+        config = CSCConfig.tiny()
+
+        def forward(self, waveform):
+            labels = module.segment_labels(active, self.config.num_segments(16000), self.config.segment_stride)
+            return SimpleNamespace(logits=torch.from_numpy(labels)[None] - 0.5)
+
+    found = module.diarize(Perfect(), torch.zeros(16000))
+    assert found.get_timeline().extent().end == 1.0
+    # Three edges are off by at most half a stride, of 16 ms; the fourth is the end of the recording.
+    error = DiarizationErrorRate()(reference, found, uem=Segment(0, 1))
+    assert 0 < error <= 3 * 0.008
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("verification", ["--train_data", "some/*.parquet"], "--eval_data"),
+        ("diarization", ["--train_data", "some/*.parquet"], "--eval_data"),
+        (
+            "verification",
+            ["--eval_data", "{tones}/train/*.parquet", "--train_data", "{tones}/train"],
+            "keep them apart",
+        ),
+        (
+            "diarization",
+            ["--eval_data", "{tones}/train/*.parquet", "--train_data", "{tones}/train"],
+            "keep them apart",
+        ),
+        ("classification", ["--label_column_name", "mood"], "--label_column_name mood"),
+        ("classification", ["--train_data", "{tones}/train", "--eval_data", "{tones}/test/*.parquet"], "'1800 Hz'"),
+    ],
+)
+def test_wrong_options_are_named(name, options, named, tones, tmp_path, capsys):
+    options = [option.format(tones=tones) for option in options]
+    with pytest.raises(SystemExit) as error:
+        script(name).main(["--model", "tiny", "--output_dir", str(tmp_path), *options])
+    assert named in capsys.readouterr().err + str(error.value)

@@ -3,7 +3,7 @@
 Does the data keep up with the training? Does memory stay flat?
 
     python benchmarks/stream_throughput.py                          # on the demo speech
-    python benchmarks/stream_throughput.py --data path/to/*.parquet
+    python benchmarks/stream_throughput.py --data "path/to/*.parquet"
 
 Prints, as the median of interleaved rounds, how many seconds of mixtures a second the stream delivers, plain and with
 every augmentation, without workers and with two; how many the `small` model trains on; and the ratio of the two. Then

@@ -129,6 +129,5 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _AfterImport())
-for _name, _act in _AFTER_IMPORT_OF.items():
-    if _name in sys.modules:
-        _act(sys.modules[_name])
+for _name in _AFTER_IMPORT_OF.keys() & sys.modules.keys():  # what acting imports goes through the finder
+    _AFTER_IMPORT_OF[_name](sys.modules[_name])

@@ -47,11 +47,11 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 def delete_checkpoints(run: Path, keep: int) -> None:
     """Delete all checkpoints but the `keep` newest."""
+    for path in run.glob("checkpoint-*.deleted"):  # by a run that was killed
+        shutil.rmtree(path)
     for path in list_checkpoints(run)[:-keep]:
-        deleted = _beside(path, "deleted")
-        shutil.rmtree(deleted, ignore_errors=True)
-        path.rename(deleted)  # no checkpoint any more, should this be interrupted
-        shutil.rmtree(deleted)
+        # No checkpoint any more, should this be interrupted.
+        shutil.rmtree(path.rename(_beside(path, "deleted")))
 
 
 def _beside(folder: Path, ending: str) -> Path:

@@ -45,12 +45,14 @@ class CollapseGuard:
     Args:
         patience: steps; an early phase of training may pass through such a state.
         first_step: nothing is judged before.
+
+    `since` is the first step of a collapse that lasts, or None.
     """
 
     def __init__(self, patience: int, first_step: int = 0):
         self.patience = patience
         self.first_step = first_step
-        self._since: int | None = None  # the first step of the collapse that lasts
+        self.since: int | None = None
 
     def check(self, step: int, signs: dict[str, float]) -> None:
         """Judge what `collapse_signs` measured at a step.
@@ -64,11 +66,11 @@ class CollapseGuard:
         elif signs["uniformity"] > MAX_UNIFORMITY:
             found = f"their uniformity is {signs['uniformity']:.3f}, above {MAX_UNIFORMITY:g}: all lie at one point"
         if found is None or step < self.first_step:
-            self._since = None
+            self.since = None
             return
-        self._since = step if self._since is None else self._since
-        if step - self._since >= self.patience:
+        self.since = step if self.since is None else self.since
+        if step - self.since >= self.patience:
             raise CollapsedError(
-                f"the speaker embeddings have collapsed: since step {self._since} {found}. No speaker can be told "
+                f"the speaker embeddings have collapsed: since step {self.since} {found}. No speaker can be told "
                 f"from another by them. Remedy: {REMEDY}."
             )

@@ -22,6 +22,9 @@ NUM_ROWS_CHECKED = 100
 MARK_EVERY = 64
 """Rows between two places that a reader can go back to."""
 
+REASONS = ("not decodable", "silent", "too short", "not finite", "no speaker", "the id of another row")
+"""Why rows are skipped."""
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -155,16 +158,17 @@ class Reservoir:
     """Holds `seconds` of utterances (at most one more); the oldest leave first.
 
     Rows are read from several data sets, each chosen with its probability; a data set that ends begins its next epoch.
-    A row that is held already is passed over without decoding. One is skipped if its audio cannot be decoded, holds
-    NaN or infinities, is silent, or is shorter than `min_seconds`, or if it has no speaker and `needs_speaker`.
+    A row that is held already is passed over without decoding, unless it is held in part. One is skipped if its audio
+    cannot be decoded, holds NaN or infinities, is silent, or is shorter than `min_seconds`, if it has no speaker and
+    `needs_speaker`, or if a row of the same epoch that is held has its id.
 
     Args:
         streams: the data sets; several need different `corpus` names.
-        probabilities: share of the rows read from each.
+        probabilities: share of the rows read from each. Of one that is held as a whole, more rows bring nothing new.
         seconds: audio to hold; 64 kB of memory each.
         seed: draws the data set of each row, and the part that is held of a long utterance.
         min_seconds: shorter utterances are skipped.
-        max_seconds: of a longer utterance, so much from a random place is held.
+        max_seconds: of a longer utterance, so much from a random place is held, another one in every epoch.
         needs_speaker: whether rows without a speaker are skipped.
         max_skipped: share of the rows that may be skipped, measured over NUM_ROWS_CHECKED rows at a time.
         share, num_shares: which share of the data sets to read.
@@ -194,7 +198,7 @@ class Reservoir:
             raise ValueError(f"probabilities={probabilities}: must be {len(streams)} positive numbers, one a data set")
         if not 0 < min_seconds <= max_seconds <= seconds:
             raise ValueError(
-                f"min_seconds={min_seconds}, max_seconds={max_seconds}, reservoir_seconds={seconds} (of each worker): "
+                f"min_seconds={min_seconds}, max_seconds={max_seconds}, and {seconds} seconds to hold in each worker: "
                 "must be positive and in this order"
             )
         if not 0 <= max_skipped <= 1:
@@ -257,11 +261,14 @@ class Reservoir:
                 self._check_skipped()
             return False
         self.num_rows += 1
-        if row.id not in self.held:
-            try:
+        try:
+            held = self.held.get(row.id)
+            if held is not None and held.place[:2] == (number, reader.number):
+                raise UnusableRow("the id of another row")
+            if held is None or len(held.utterance.waveform) == self._max_samples:
                 self._hold(self._decode(row, (number, reader.number, reader.row)))
-            except UnusableRow as error:
-                self._skip(row, error)
+        except UnusableRow as error:
+            self._skip(row, error)
         if self.num_rows % NUM_ROWS_CHECKED == 0:
             self._check_skipped()
         if self.num_rows % MARK_EVERY == 0:
@@ -273,8 +280,9 @@ class Reservoir:
             reader.forget_marks(held.place[1:] for held in self.held.values() if held.place[0] == number)
 
     def _hold(self, held: Held) -> None:
+        former = self.held.pop(held.utterance.id, None)  # another part of it
+        self.num_held_samples += len(held.utterance.waveform) - (len(former.utterance.waveform) if former else 0)
         self.held[held.utterance.id] = held
-        self.num_held_samples += len(held.utterance.waveform)
         while True:  # the oldest leaves as long as the others fill the reservoir
             oldest = next(iter(self.held))
             length = len(self.held[oldest].utterance.waveform)
@@ -364,8 +372,8 @@ class Reservoir:
         read yet in their epoch is read once by one of the present ones. What they held is let go."""
         for number, reader in enumerate(self._readers):
             reader.take_over([state["readers"][number] for state in states])
-        self.num_rows = max(state["num_rows"] for state in states)
         for state in states[self._share :: self._num_shares]:
+            self.num_rows += state["num_rows"]
             self.skipped.update(state["skipped"])
         self._checked = (self.num_rows, self.skipped.total())
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from .audio import SAMPLING_RATE
 from .data import UtteranceStream
 from .mixing import MixingConfig, MixtureRecipe, draw_group, mix
-from .reservoir import Reservoir
+from .reservoir import REASONS, Reservoir
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ class _Share:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._check_data([state])
         self.step, self._is_filled = state["step"], state["is_filled"]
         self.speech.load_state_dict(state["speech"])
         if self.noise is not None:
@@ -149,10 +150,23 @@ class _Share:
 
     def take_over(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on for shares of another number, whose `states` these are."""
+        self._check_data(states)
         self.step = self.worker + min(state["step"] for state in states)
         self.speech.take_over([state["speech"] for state in states])
         if self.noise is not None:
             self.noise.take_over([state["noise"] for state in states])
+
+    def _check_data(self, states: Sequence[Mapping[str, Any]]) -> None:
+        own = self.state_dict()
+        for state in states:
+            former, now = len(state["speech"]["readers"]), len(own["speech"]["readers"])
+            if former != now:
+                raise ValueError(f"{now} data sets of speech: the state was saved with {former}, give the same ones")
+            if (state["noise"] is None) != (own["noise"] is None):
+                raise ValueError(
+                    f"{'no ' if own['noise'] is None else ''}recorded noise is given: when the state was saved it was "
+                    "the other way round, give what was given then"
+                )
 
 
 class MixtureStream(IterableDataset):
@@ -179,14 +193,15 @@ class MixtureStream(IterableDataset):
         utterances: where the speech comes from; one data set, or several with a `corpus` name each.
         config: how mixtures are drawn.
         seed: every draw is a function of (seed, epoch, index of the group).
-        probabilities: of several data sets, the share of the rows that is read from each; by default equal.
+        probabilities: of several data sets, the share of the rows that is read from each; by default equal. Mixtures
+            are drawn from what is held, so of a data set that is held as a whole they do not hold more for it.
         noise: where recorded noise comes from, if any; with a `corpus` name, so that ids cannot be confused.
         impulse_responses: recorded room impulse responses, by id; see `read_impulse_responses`.
         reservoir_seconds: speech to hold in this process, in seconds; 64 kB of memory each.
-        noise_seconds: the same for noise.
+        noise_seconds: the same for noise, of which up to 10 s of a recording are held.
         rows_per_group: rows of speech to read for each group.
         min_seconds: shorter utterances are skipped.
-        max_seconds: of a longer utterance, so much from a random place is held.
+        max_seconds: of a longer utterance, so much from a random place is held, another one in every epoch.
         max_skipped: share of the rows that may be skipped before the stream stops with an error.
         rank, world_size: this process and the number of processes.
         num_workers: background processes of this process; 0: all is done in this one, when a batch is asked for.
@@ -246,7 +261,7 @@ class MixtureStream(IterableDataset):
                 **common,
             )
             held_noise = noise and Reservoir(
-                [noise], None, noise_seconds / shares, min_seconds=0.1, max_seconds=max_seconds, **common
+                [noise], None, noise_seconds / shares, min_seconds=0.1, max_seconds=min(10.0, max_seconds), **common
             )
             self._shares.append(_Share(speech, held_noise, self, worker))
         self._states = [share.state_dict() for share in self._shares]  # behind the batches that were handed out
@@ -337,7 +352,7 @@ class MixtureStream(IterableDataset):
             "epoch": min(reader["unread"][0]["epoch"] for state in speech for reader in state["readers"]),
             "rows": sum(state["num_rows"] for state in speech),
             "skipped": skipped.total(),
-            **{f"skipped/{reason}": count for reason, count in sorted(skipped.items())},
+            **{f"skipped/{reason}": skipped[reason] for reason in REASONS},
         }
 
 

@@ -70,6 +70,10 @@ EVALUATED = ["si_sdr_improvement", *(f"{figure}_{condition}" for condition in CO
 COLUMNS = ("audio_column", "speaker_column", "source_column", "id_column")
 CORPUS_OPTIONS = {"path", "probability", "split", "name", "revision", *COLUMNS}
 
+NONE_IS_A_NAME = {"eval_split", *(f"{column}_name" for column in COLUMNS)}
+AT_LEAST_ONE = {"max_train_steps", "gradient_accumulation_steps", "logging_steps", "eval_steps", "example_steps"}
+AT_LEAST_ONE |= {"checkpointing_steps", "save_total_limit"}
+
 # Options that do not change the course of a run.
 WITHOUT_EFFECT = {"config", "output_dir", "cpu_threads", "num_workers", "collapse_patience", "logging_steps"}
 WITHOUT_EFFECT |= {"with_tracking", "report_to", "example_steps", "log_batches", "checkpointing_steps"}
@@ -101,6 +105,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--noise_data", help="recorded noise, in any form that --train_data takes; default: noise is generated")
     add("--impulse_response_data", help="recorded room impulse responses; default: rooms are simulated")
     add("--reservoir_seconds", type=float, default=3600, help="audio held to draw mixtures from; 64 kB a second")
+    add("--min_seconds", type=float, default=0.5, help="shorter recordings are skipped")
+    add("--max_seconds", type=float, default=30, help="of a longer recording, a part of this length is held")
     add("--max_skipped", type=float, default=0.5, help="stop if a larger share of the rows cannot be used")
     add("--num_workers", type=int, default=0, help="processes that prepare batches, of each training process")
 
@@ -165,13 +171,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in given:
         if unknown := sorted(set(given[name]) - allowed[name]):
             parser.error(f"{config_file} sets unknown {name}: {', '.join(unknown)}")
+    for name in NONE_IS_A_NAME & from_file.keys():  # YAML's null
+        from_file[name] = "none" if from_file[name] is None else from_file[name]
+    if from_file.get("mixed_precision") is False:  # so YAML reads `no`
+        from_file["mixed_precision"] = "no"
     parser.set_defaults(**from_file)
     args = parser.parse_args(argv)
     args.model, args.mixing = nested["model"], nested["mixing"]
-    if not args.train_data:
-        parser.error("give --train_data")
-    if args.save_total_limit is not None and args.save_total_limit < 1:
-        parser.error(f"--save_total_limit {args.save_total_limit}: keep at least 1")
+    for action in parser._actions:  # argparse does not look at defaults
+        value = getattr(args, action.dest, None)
+        if action.choices is not None and value is not None and value not in action.choices:
+            parser.error(f"{config_file} sets {action.dest}={value!r}: choose from {', '.join(action.choices)}")
+        if action.dest in AT_LEAST_ONE and value is not None and value < 1:
+            parser.error(f"--{action.dest} {value}: must be at least 1")
+    if not isinstance(args.train_data, str | dict) or not args.train_data:
+        parser.error("give --train_data, a path or name, or in YAML a mapping of several")
     if args.eval_split == "none":
         if args.best_metric is not None:
             parser.error("--best_metric needs held-out speakers: give --eval_data, or leave it out")
@@ -229,6 +243,8 @@ def open_mixtures(args: argparse.Namespace, num_sources: int, rank: int, world_s
         noise=noise,
         impulse_responses=responses,
         reservoir_seconds=args.reservoir_seconds,
+        min_seconds=args.min_seconds,
+        max_seconds=args.max_seconds,
         max_skipped=args.max_skipped,
         rank=rank,
         world_size=world_size,
@@ -288,6 +304,8 @@ class Trainer:
         self.config = getattr(CSCConfig, preset)(**model_options)
         if self.config.num_sources < 2:
             raise SystemExit(f"num_sources {self.config.num_sources}: mixtures to separate need at least 2")
+        if self.config.sampling_rate != SAMPLING_RATE:
+            raise SystemExit(f"sampling_rate {self.config.sampling_rate}: mixtures have {SAMPLING_RATE} Hz")
         self.feature_extractor = CSCFeatureExtractor(
             sampling_rate=self.config.sampling_rate, min_samples=self.config.segment_samples
         )
@@ -350,6 +368,13 @@ class Trainer:
         checkpoint = find_checkpoint(args)
         if checkpoint is not None:
             self.load(checkpoint)
+        later = [path for path in list_checkpoints(self.folder) if int(path.name.split("-")[1]) > self.step]
+        if args.checkpointing_steps and later:
+            raise SystemExit(
+                f"{self.folder} has checkpoints of another run, or of what came after step {self.step}: "
+                f"{', '.join(path.name for path in later)}. Delete them, resume from 'latest', or use another "
+                "--output_dir"
+            )
         if not self.curve:
             self.evaluate()
         if self.batch_log is not None:  # a run that was killed had gone further
@@ -386,6 +411,7 @@ class Trainer:
     def train_step(self, batches: Iterator[MixtureBatch], meter: "Meter") -> bool:
         """One step of the optimiser; False if it was left out."""
         args, accelerator = self.args, self.accelerator
+        meter.begin_step()
         for _ in range(args.gradient_accumulation_steps):
             batch = meter.next(batches)
             tensors = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
@@ -393,13 +419,14 @@ class Trainer:
                 with accelerator.autocast():
                     output = self.model(**tensors)
                 accelerator.backward(output.loss)
+                figures, norm = meter.add(tensors, output), 0.0
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
-                figures = meter.add(tensors, output)
-                if not math.isfinite(figures["loss"]):
+                    norm = float(accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm))
+                may_overflow = accelerator.scaler is not None  # float16, whose loss scale is then lowered
+                if not math.isfinite(figures["loss"]) or not (may_overflow or math.isfinite(norm)):
                     raise SystemExit(
-                        f"the loss is {figures['loss']} after step {self.step}: lower --learning_rate, or resume from "
-                        "an earlier checkpoint"
+                        f"after step {self.step} the loss is {figures['loss']}, and the norm of its gradient {norm}: "
+                        "lower --learning_rate, or resume from an earlier checkpoint"
                     )
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -421,13 +448,16 @@ class Trainer:
         scale = scale.full_tensor() if self.is_sharded else scale
         values = meter.read()
         values |= {"contrastive_scale": scale.exp().item(), "learning_rate": self.scheduler.get_last_lr()[0]}
+        counters = self.stream.counters()
+        counts = torch.tensor(list(counters.values()), device=self.accelerator.device)
+        counts = dict(zip(counters, self.accelerator.reduce(counts, "sum").tolist(), strict=True))
         if not self.accelerator.is_main_process:
             return
+        counts["epoch"] = counters["epoch"]  # of this process
         values |= meter.signs()
         self.training = values
         bar.set_postfix({short: f"{values[name]:.2f}" for name, short in SHOWN.items()})
-        counters = {f"data/{name}": count for name, count in self.stream.counters().items()}
-        self.accelerator.log(values | counters, step=self.step)
+        self.accelerator.log(values | {f"data/{name}": count for name, count in counts.items()}, step=self.step)
         try:
             self.guard.check(self.step, values)
         except CollapsedError as error:
@@ -462,19 +492,22 @@ class Trainer:
         values = {name: value for name, value in evaluated(results).items() if value is not None}
         self.accelerator.log({f"eval_{name}": value for name, value in values.items()}, step=self.step)
         self.curve.append(results)
-        if self.args.best_metric is not None and self.best() is results:
+        metric = self.args.best_metric
+        if metric is None:
+            return
+        if metric not in values:
+            raise SystemExit(f"--best_metric {metric}: the held-out data does not give it, choose another")
+        sign, best = -1 if metric.startswith("eer") else 1, self.best()
+        if best is None or sign * values[metric] > sign * evaluated(best)[metric]:
             begin_folder(self.folder / "best")
             self.save_repository(self.folder / "best.unfinished", model)
             finish_folder(self.folder / "best")
 
-    def best(self) -> dict:
-        """The best of the evaluations by --best_metric, the first of equals."""
-        metric = self.args.best_metric
-        sign = -1 if metric.startswith("eer") else 1
-        figures = [evaluated(results)[metric] for results in self.curve]
-        if None in figures:
-            raise SystemExit(f"--best_metric {metric}: the held-out data does not give it, choose another")
-        return self.curve[max(range(len(figures)), key=lambda i: (sign * figures[i], -i))]
+    def best(self) -> dict | None:
+        """The evaluation of the model in OUTPUT_DIR/best; None if there is none of this run."""
+        file = self.folder / "best" / "results.json"
+        results = json.loads(file.read_text())["curve"][-1] if file.exists() else None
+        return results if results in self.curve else None
 
     # --- what is written ---------------------------------------------------------------------------------------------
 
@@ -500,6 +533,7 @@ class Trainer:
             self.save_repository(unfinished, model)
             (unfinished / "training_state").mkdir()
             progress = {"step": self.step, "training": self.training, "curve": self.curve, "settings": self.settings()}
+            progress["collapsed_since"] = self.guard.since
             (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished / "training_state"))
@@ -529,6 +563,7 @@ class Trainer:
                 )
         self.accelerator.load_state(str(state))
         self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
+        self.guard.since = progress["collapsed_since"]
         streams = [json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))]
         former, now = (
             (stream["world_size"], stream["num_workers"]) for stream in (streams[0], self.stream.state_dict())
@@ -571,8 +606,7 @@ class Trainer:
                 f"Contrastive accuracy {self.training['contrastive_accuracy']:.2f}, mutual information "
                 f"{self.training['mutual_information']:.2f} nats, on the last training batches.\n"
             )
-        if self.args.best_metric is not None:
-            best = self.best()
+        if self.args.best_metric is not None and (best := self.best()) is not None:
             figure = evaluated(best)[self.args.best_metric]
             print(
                 f"Best {self.args.best_metric}: {figure:.3f} after {best['step']} steps, in {self.folder / 'best'}.\n"
@@ -593,7 +627,9 @@ class Meter:
     def _reset(self) -> None:
         self.sums = dict.fromkeys(LOGGED, 0.0)
         self.micro_batches, self.audio_seconds, self.waiting = 0, 0.0, 0.0
-        self.gradient_norm, self.steps = 0.0, 0
+        self.gradient_norm, self.steps, self.seconds = 0.0, 0, 0.0
+
+    def begin_step(self) -> None:
         self.started = time.monotonic()
 
     def next(self, batches: Iterator[MixtureBatch]) -> MixtureBatch:
@@ -615,17 +651,17 @@ class Meter:
         self.embeddings = output.source_embeddings.detach().take_along_dim(output.permutation[..., None], dim=1)
         return figures
 
-    def end_step(self, gradient_norm: torch.Tensor) -> None:
-        self.gradient_norm += float(gradient_norm)
+    def end_step(self, gradient_norm: float) -> None:
+        self.gradient_norm += gradient_norm
         self.steps += 1
+        self.seconds += time.monotonic() - self.started
 
     def read(self) -> dict[str, float]:
         """Means since the last log over all processes, which must all ask; then it begins anew."""
-        seconds = time.monotonic() - self.started
         values = {name: total / self.micro_batches for name, total in self.sums.items()}
         values["gradient_norm"] = self.gradient_norm / self.steps
-        values["audio_seconds_per_second"] = self.audio_seconds / seconds
-        values["data_waiting_share"] = self.waiting / seconds
+        values["audio_seconds_per_second"] = self.audio_seconds / self.seconds
+        values["data_waiting_share"] = self.waiting / self.seconds
         means = torch.tensor(list(values.values()), device=self.accelerator.device)
         values = dict(zip(values, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         values["audio_seconds_per_second"] *= self.accelerator.num_processes

@@ -1,9 +1,12 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +53,59 @@ def test_what_has_its_name_is_whole_whenever_the_run_is_killed(tmp_path, delay):
     assert len({len(data) for data in contents(best).values()}) == 1 and len(contents(best)) == 20
 
 
+@pytest.mark.parametrize("calls", range(6))
+def test_what_has_its_name_is_whole_wherever_saving_is_cut_off(tmp_path, monkeypatch, calls):
+    """After so many of the calls that move or delete."""
+
+    def save(text):
+        for part in "ab":
+            (begin_folder(tmp_path / "best") if part == "a" else tmp_path / "best.unfinished").joinpath(
+                part
+            ).write_text(text)
+        finish_folder(tmp_path / "best")
+
+    save("old")
+    done = 0
+
+    def cut_off(call):
+        def count(*arguments, **options):
+            nonlocal done
+            if done == calls:
+                raise KeyboardInterrupt
+            done += 1
+            return call(*arguments, **options)
+
+        return count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut_off(Path.rename))
+        patch.setattr(shutil, "rmtree", cut_off(shutil.rmtree))
+        with contextlib.suppress(KeyboardInterrupt):
+            save("new")
+    if not (tmp_path / "best").exists():
+        begin_folder(tmp_path / "best")
+    assert contents(tmp_path / "best") in ({"a": b"old", "b": b"old"}, {"a": b"new", "b": b"new"})
+    save("newer")
+    assert contents(tmp_path / "best") == {"a": b"newer", "b": b"newer"}
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    folder, synced = tmp_path / "checkpoint-1", []
+    (begin_folder(folder) / "part").mkdir()
+    (tmp_path / "checkpoint-1.unfinished" / "part" / "file").write_text("text")
+    sync = os.fsync
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda number: (synced.append((os.readlink(f"/proc/self/fd/{number}"), folder.exists())), sync(number)),
+    )
+    finish_folder(folder)
+    unfinished = str(tmp_path / "checkpoint-1.unfinished")
+    assert {(f"{unfinished}/part/file", False), (f"{unfinished}/part", False), (unfinished, False)} <= set(synced)
+    assert synced[-1] == (str(tmp_path), True)
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "checkpoint-7"
     for text in ("old", "new"):
@@ -77,7 +133,7 @@ def test_the_newest_are_kept(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-30.unfinished").mkdir()
     (tmp_path / "checkpoint-20.deleted").mkdir()
-    (tmp_path / "checkpoint-20.deleted" / "rest").write_text("")
+    (tmp_path / "checkpoint-20.deleted" / "rest").write_text("")  # of a run that was killed
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (5, 20, 100, 1000)]
     delete_checkpoints(tmp_path, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-1000"]

@@ -324,6 +324,45 @@ def test_unlabelled_speech_trains_without_evaluation(tmp_path):
     assert "Saved in" in printed
 
 
+@pytest.fixture(scope="module")
+def pretrain():
+    specification = importlib.util.spec_from_file_location("pretrain", ROOT / "examples" / "pretrain.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def trainer(pretrain, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(TINY | {"eval_split": None, "mixed_precision": False, "weight_decay": 0.5}))
+    return pretrain.Trainer(pretrain.parse_args(["--config", str(config), "--output_dir", str(tmp_path / "run")]))
+
+
+def test_only_matrices_decay(trainer):
+    decaying, others = trainer.optimizer.param_groups
+    assert decaying["weight_decay"] == 0.5 and others["weight_decay"] == 0.0
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    assert {names[id(p)] for p in others["params"]} >= {"log_contrastive_scale", "csc.slots.bias"}
+    assert names[id(decaying["params"][0])].endswith("weight")
+    assert len(decaying["params"]) + len(others["params"]) == len(names)
+
+
+def test_checkpoints_of_another_run_are_not_mixed_with_those_of_this_one(trainer):
+    (trainer.folder / "checkpoint-12").mkdir()
+    with pytest.raises(SystemExit, match="checkpoint-12. Delete them, resume"):
+        trainer.run()
+    assert (trainer.folder / "checkpoint-12").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(trainer):
+    with torch.no_grad():
+        trainer.model.csc.slots.weight.fill_(float("nan"))
+    with pytest.raises(SystemExit, match="after step 0 the loss is nan"):
+        trainer.run()
+    assert not list(trainer.folder.glob("checkpoint-*"))
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -338,15 +377,16 @@ def test_unlabelled_speech_trains_without_evaluation(tmp_path):
         ({"train_data": {"a": {"path": "x", "speker_column": "y"}}}, "speker_column"),
         ({"train_data": {"a": {"split": "train"}}}, "no path of a"),
         ({"save_total_limit": 0}, "save_total_limit"),
+        ({"logging_steps": 0}, "logging_steps"),
+        ({"best_metric": "eer_mix"}, "best_metric='eer_mix': choose from si_sdr_improvement"),
+        ({"train_data": ["a", "b"]}, "train_data"),
+        ({"model": TINY["model"] | {"sampling_rate": 8000}}, "sampling_rate 8000"),
         ({"eval_split": "none", "best_metric": "eer_clean"}, "best_metric"),
     ],
 )
-def test_wrong_options_are_named(options, named, tmp_path):
+def test_wrong_options_are_named(pretrain, options, named, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(TINY | options))
-    specification = importlib.util.spec_from_file_location("pretrain", ROOT / "examples" / "pretrain.py")
-    pretrain = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(pretrain)
     printed = io.StringIO()
     with pytest.raises((SystemExit, FileNotFoundError)) as error, contextlib.redirect_stderr(printed):
         pretrain.Trainer(pretrain.parse_args(["--config", str(config), "--output_dir", str(tmp_path / "run")]))

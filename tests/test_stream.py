@@ -148,7 +148,7 @@ def test_the_reservoir_is_bounded_and_moves_on(corpus, decoded_ids):
 
 
 def test_a_row_that_is_held_is_not_decoded_again(corpus, decoded_ids):
-    stream = make_stream(corpus, reservoir_seconds=100)
+    stream = make_stream(corpus, reservoir_seconds=100, max_seconds=1.0)
     take(stream, 30)
     assert stream.counters()["epoch"] == 4
     good = [name for name in decoded_ids if name.startswith("utt")]
@@ -165,6 +165,34 @@ def test_of_a_long_recording_a_random_part_is_held(tmp_path):
     assert {len(waveform) for waveform in waveforms} == {4800}
     assert len({float(waveform[0]) for waveform in waveforms}) == 6
     assert all(waveform.base is None for waveform in waveforms)  # a view would hold the whole recording
+
+
+def test_of_a_long_recording_another_part_is_held_in_every_epoch(tmp_path):
+    """Also where all the data fits into the reservoir."""
+    rows = make_rows(6)
+    for row in rows:
+        row["audio"]["bytes"] = encode(np.linspace(0.1, 0.9, 16000))
+    stream = make_stream(write(tmp_path, rows), reservoir_seconds=100)
+    parts = {name: set() for name in (row["id"] for row in rows)}
+    for _ in itertools.islice(stream, 12):
+        assert reservoir(stream).num_held_samples == 6 * 4800
+        for name, held in reservoir(stream).held.items():
+            parts[name].add(held.start)
+    assert stream.counters()["epoch"] > 8 and all(len(starts) > 8 for starts in parts.values())
+    assert_resumes(lambda: make_stream(tmp_path, reservoir_seconds=100), 5)
+
+
+def test_rows_with_the_same_id_are_told(tmp_path):
+    """Keys that begin anew in every tar file, say, and rows without one."""
+    rows = make_rows(60)
+    for number, row in enumerate(rows):
+        row["id"] = f"row-{number % 20}" if number < 50 else None
+    write(tmp_path, rows)
+    stream = make_stream(tmp_path, reservoir_seconds=100.0, max_skipped=0.9)
+    take(stream, 1)
+    assert stream.counters()["skipped/the id of another row"] == 60 - 21
+    with pytest.raises(ValueError, match="39 of 60 rows.*'row-0': the id of another row"):
+        take(make_stream(tmp_path, reservoir_seconds=100.0), 1)
 
 
 def test_unusable_rows_are_skipped_counted_and_told_once(corpus, caplog):
@@ -241,10 +269,18 @@ def test_speaker_supervision_needs_speakers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 2, "world_size": 2}, {"rows_per_group": 0}, {"min_seconds": 0.4}, {"reservoir_seconds": 0.2}]
+    ("wrong", "named"),
+    [
+        ({"rank": 2, "world_size": 2}, "rank=2"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"rows_per_group": 0}, "rows_per_group=0"),
+        ({"max_skipped": 2.0}, "max_skipped=2"),
+        ({"min_seconds": 0.4}, "min_seconds=0.4"),
+        ({"reservoir_seconds": 1.0, "num_workers": 4}, "0.25 seconds to hold in each worker"),
+    ],
 )
-def test_bad_settings_are_named(corpus, wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+def test_bad_settings_are_named(corpus, wrong, named):
+    with pytest.raises(ValueError, match=named):
         make_stream(corpus, **wrong)
 
 
@@ -364,6 +400,29 @@ def test_workers_resume_exactly(corpus, groups):
     assert resumed.counters()["rows"] > 50 and resumed.counters()["skipped"] > 0
 
 
+def test_workers_leave_the_random_numbers_of_the_training_alone(corpus):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    stream = make_stream(corpus, num_workers=1)
+    take(stream, 1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_workers_hold_a_part_of_the_reservoir_each(corpus):
+    stream = make_stream(corpus, num_workers=2, reservoir_seconds=4.0)
+    take(stream, 4)
+    lengths = {u.id: len(u.waveform) for u in usable(corpus)}
+    for share in stream.state_dict()["shares"]:
+        assert 2.0 <= sum(min(4800, lengths[name]) for *_, name in share["speech"]["held"]) / 16000 < 2.4
+
+
+def usable(folder):
+    for row in stream_utterances(folder).rows():
+        with contextlib.suppress(ValueError):
+            yield row.decode()
+
+
 def test_workers_share_the_data_and_number_the_steps(corpus):
     streams = [make_stream(corpus, num_workers=2, rank=r, world_size=2, reservoir_seconds=100.0) for r in (0, 1)]
     batches = [take(stream, 4) for stream in streams]
@@ -435,7 +494,7 @@ def test_another_number_of_processes_reads_each_row_once(tmp_path, shards, now):
     states = [stream.state_dict() for stream in former]
     epochs = [stream.counters()["epoch"] for stream in former]
     assert epochs == ([0, 1] if shards == 5 else [1, 1])
-    present = [make_stream(folder, rank=rank, **now, reservoir_seconds=2.0) for rank in range(now["world_size"])]
+    present = [make_stream(folder, rank=rank, **now) for rank in range(now["world_size"])]
     for stream in present:
         stream.take_over(states)
     steps = [[share.step for share in stream._shares] for stream in present]
@@ -450,6 +509,13 @@ def test_another_number_of_processes_reads_each_row_once(tmp_path, shards, now):
                     found.append((reader.epoch, next(reader).id))
         return sorted(found)
 
+    rows = sum(stream.counters()["rows"] for stream in present)
+    assert rows == sum(stream.counters()["rows"] for stream in former)
+    for stream in present[: "num_workers" in now]:  # the workers go on there, too
+        take(stream, 3)
+        assert stream.counters()["rows"] > rows
+        for share, state in zip(stream._shares, states, strict=True):
+            assert share.speech._readers[0]._leftovers[0] == state["shares"][0]["speech"]["readers"][0]["unread"][0]
     found = read_to_the_end_of(max(epochs), present)
     assert len(found) == len(set(found)) > 20
     assert found == read_to_the_end_of(max(epochs), former)
@@ -468,8 +534,13 @@ def test_a_stream_that_took_over_trains_on_and_resumes(corpus):
         stream.take_over(states)
         return stream
 
-    assert next(iter(make()))["speaker_ids"].min() in (-100, 15)
+    assert next(iter(make()))["speaker_ids"][0, 0] == 15  # its fourth step
     assert_resumes(make, 6)
+    again = [make_stream(corpus, rank=rank, world_size=3) for rank in range(3)]
+    for stream in again:
+        stream.take_over([make().state_dict()])
+    leftovers = [passes for stream in again for passes in reservoir(stream)._readers[0]._leftovers]
+    assert leftovers == reservoir(make())._readers[0]._leftovers and len(leftovers) > 1
     with pytest.raises(ValueError, match="give all of them"):
         make_stream(corpus).take_over(states[:1])
 
@@ -574,6 +645,25 @@ def test_any_mixture_can_be_rebuilt_from_its_recipe_alone(tmp_path):
         mixture, sources, _ = rebuild(recipe, recordings)
         assert torch.equal(torch.from_numpy(mixture), batch["input_values"][number])
         assert torch.equal(torch.from_numpy(sources), batch["source_values"][number])
+
+
+def test_recorded_noise_moves_on(corpus, tmp_path):
+    write(tmp_path, make_rows(40, prefix="noise"))
+    config = MixingConfig(num_identities=5, seconds=0.1, noise_probability=1.0)
+    noise = stream_utterances(tmp_path, corpus="noise")
+    stream = make_stream(corpus, config, noise=noise, noise_seconds=1.0)
+    used = [{p.utterance for r in batch.recipes for p in r.noise.pieces} for batch in take(stream, 40)]
+    assert len(used[0]) < 8 and len(set.union(*used)) > 30
+    state = stream.state_dict()
+    for change in (
+        lambda: make_stream(corpus, config).load_state_dict(state),
+        lambda: make_stream(corpus, config, num_workers=1).take_over([state]),
+    ):
+        with pytest.raises(ValueError, match="no recorded noise is given"):
+            change()
+    two = [stream_utterances(corpus, corpus=name) for name in "ab"]
+    with pytest.raises(ValueError, match="2 data sets of speech: the state was saved with 1"):
+        MixtureStream(two, config).take_over([state])
 
 
 def test_noise_and_impulse_responses_are_checked(corpus, tmp_path):

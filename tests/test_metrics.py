@@ -1,18 +1,40 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import itertools
+import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from csc_hf.metrics import (
+    RocCurve,
+    actual_dcf,
     alignment,
+    as_norm,
     best_permutation,
+    bootstrap_interval,
+    cllr,
+    det_points,
     effective_rank,
     equal_error_rate,
+    min_cllr,
+    min_dcf,
+    s_norm,
     si_sdr,
     si_sdr_improvement,
     uniformity,
 )
+
+
+def draw_trials(seed, distinct_scores=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.random(rng.integers(20, 800)) < rng.uniform(0.1, 0.9)
+    labels[:2] = True, False
+    scores = rng.normal(size=len(labels)) + rng.uniform(0, 3) * labels
+    if distinct_scores is not None:
+        edges = np.quantile(scores, np.linspace(0, 1, distinct_scores + 1)[1:-1])
+        scores = np.digitize(scores, edges).astype(float)
+    return scores, labels
 
 
 def eer_by_sklearn(scores, labels):
@@ -38,13 +60,7 @@ def si_sdr_by_projection(estimate, reference):
 @pytest.mark.parametrize("distinct_scores", [None, 50, 7, 2])
 def test_eer_matches_scikit_learn_with_and_without_ties(distinct_scores):
     for seed in range(20):
-        rng = np.random.default_rng(seed)
-        labels = rng.random(rng.integers(20, 800)) < rng.uniform(0.1, 0.9)
-        labels[:2] = True, False
-        scores = rng.normal(size=len(labels)) + rng.uniform(0, 3) * labels
-        if distinct_scores is not None:
-            edges = np.quantile(scores, np.linspace(0, 1, distinct_scores + 1)[1:-1])
-            scores = np.digitize(scores, edges).astype(float)
+        scores, labels = draw_trials(seed, distinct_scores)
         assert equal_error_rate(scores, labels) == pytest.approx(eer_by_sklearn(scores, labels), abs=1e-9)
 
 
@@ -84,6 +100,266 @@ def test_eer_ignores_the_order_of_trials_and_any_rising_map_of_scores():
 def test_eer_names_what_is_wrong_with_the_trials(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         equal_error_rate(scores, labels)
+
+
+@pytest.mark.parametrize("distinct_scores", [None, 50, 7, 2])
+def test_hull_and_cllr_match_the_toolkit_of_their_authors(distinct_scores):
+    toolkit = pytest.importorskip("llreval.quick_eval")
+    for seed in range(20):
+        scores, labels = draw_trials(seed, distinct_scores)
+        eer, of_llrs, of_best_llrs = toolkit.scoreslabels_2_eer_cllr_mincllr(scores, labels.astype(int))
+        assert equal_error_rate(scores, labels, convex_hull=True) == pytest.approx(eer, abs=1e-7)
+        assert cllr(scores, labels) == pytest.approx(of_llrs, abs=1e-9)
+        assert min_cllr(scores, labels) == pytest.approx(of_best_llrs, abs=1e-9)
+
+
+@pytest.mark.parametrize("distinct_scores", [None, 7])
+def test_costs_match_a_loop_over_thresholds(distinct_scores):
+    for seed in range(10):
+        scores, labels = draw_trials(seed, distinct_scores)
+        rates = []  # false rejects, false accepts
+        for threshold in [*np.unique(scores), np.inf]:
+            accepted = scores >= threshold
+            rates.append((np.mean(~accepted[labels]), np.mean(accepted[~labels])))
+        rates = np.array(rates)
+
+        for p_target, c_miss, c_fa in [(0.01, 1, 1), (0.05, 10, 1), (0.5, 1, 3), (0.9, 1, 1)]:
+            costs = np.array([c_miss * p_target, c_fa * (1 - p_target)])
+            expected = (rates @ costs).min() / costs.min()
+            assert min_dcf(scores, labels, p_target, c_miss, c_fa) == pytest.approx(expected)
+            accepted = np.exp(scores) * p_target * c_miss >= (1 - p_target) * c_fa
+            expected = (np.mean(~accepted[labels]) * costs[0] + np.mean(accepted[~labels]) * costs[1]) / costs.min()
+            assert actual_dcf(scores, labels, p_target, c_miss, c_fa) == pytest.approx(expected)
+
+        # On the convex hull: the cost of the best threshold, at the prior where that is highest.
+        priors = np.linspace(0, 1, 20_001)
+        worst = (rates @ np.stack([priors, 1 - priors])).min(axis=0).max()
+        assert equal_error_rate(scores, labels, convex_hull=True) == pytest.approx(worst, abs=1e-4)
+
+
+def test_measures_of_known_cases():
+    # From (false accept 0, false reject 1/2) the hull goes straight to (1/2, 0); the curve has a corner at (1/2, 1/2).
+    scores, labels = [4, 3, 2, 1], [1, 0, 1, 0]
+    assert equal_error_rate(scores, labels) == 0.5 and equal_error_rate(scores, labels, convex_hull=True) == 0.25
+    assert min_cllr(scores, labels) == pytest.approx(0.5)  # half of the trials get a ratio of 1
+    assert min_dcf(scores, labels) == pytest.approx(0.5)
+    assert RocCurve.from_scores(scores, labels).convex_hull().thresholds.tolist() == [np.inf, 4, 2, 1]
+    in_line = RocCurve.from_scores([3, 3, 2, 2, 1, 1], [1, 0, 1, 0, 1, 0])
+    assert in_line.convex_hull().thresholds.tolist() == [np.inf, 1]
+
+    scores, labels = [1, 2, 3, 4], [0, 0, 1, 1]
+    assert (
+        equal_error_rate(scores, labels, convex_hull=True) == min_cllr(scores, labels) == min_dcf(scores, labels) == 0
+    )
+    wrong_way = np.negative(scores)
+    assert equal_error_rate(wrong_way, labels, convex_hull=True) == 0.5
+    assert min_cllr(wrong_way, labels) == min_dcf(wrong_way, labels) == 1
+    for p_target in (0.01, 0.99):
+        assert min_dcf(np.ones(4), labels, p_target) == pytest.approx(1)  # nothing but a tie
+
+    assert cllr(np.zeros(4), labels) == pytest.approx(1)
+    assert cllr([-np.inf, -np.inf, np.inf, np.inf], labels) == 0
+    assert cllr([-np.inf, np.inf, np.inf, np.inf], labels) == np.inf
+    assert cllr([0, math.log(3), math.log(3), 0], labels) == pytest.approx((1 + 2 + math.log2(4 / 3) + 1) / 4)
+    assert actual_dcf([-9, 0, 9, 9], labels, p_target=0.5) == 0.5  # a trial at the threshold is accepted
+    assert actual_dcf([-9, 5, 9, 9], labels, p_target=0.01) == pytest.approx(0.99 / 0.01 / 2)
+
+
+def test_order_of_trials_changes_no_measure():
+    scores, labels = draw_trials(3, distinct_scores=9)
+    shuffle = np.random.default_rng(0).permutation(len(scores))
+    for measure in (RocCurve.min_cllr, RocCurve.min_dcf, lambda curve: curve.equal_error_rate(convex_hull=True)):
+        expected = measure(RocCurve.from_scores(scores, labels))
+        assert 0.05 < expected < 1
+        assert measure(RocCurve.from_scores(scores[shuffle], labels[shuffle])) == expected
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: min_dcf([0, 1], [1, 1]), "2 target and 0 non-target"),
+        (lambda: actual_dcf([0, 1], [0, 0]), "0 target and 2 non-target"),
+        (lambda: cllr([0, np.nan], [0, 1]), "1 NaN, the first at index 1"),
+        (lambda: min_cllr([0, 1], [0, 2]), "got 2"),
+        (lambda: det_points([0, 1], [0]), r"\(2,\) and \(1,\)"),
+        (lambda: min_dcf([0, 1], [0, 1], p_target=1), "p_target=1 must lie between"),
+        (lambda: actual_dcf([0, 1], [0, 1], p_target=0), "p_target=0 must lie between"),
+        (lambda: min_dcf([0, 1], [0, 1], c_fa=0), "c_fa=0 must both be positive"),
+    ],
+)
+def test_measures_name_what_is_wrong_with_the_trials(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure()
+
+
+@pytest.mark.parametrize("distinct_scores", [None, 7])
+def test_det_points_match_scikit_learn(distinct_scores):
+    metrics = pytest.importorskip("sklearn.metrics")
+    scores, labels = draw_trials(1, distinct_scores)
+    expected_fa, expected_ta, expected_thresholds = metrics.roc_curve(labels, scores, drop_intermediate=False)
+    false_accept, false_reject, thresholds = det_points(scores, labels)
+    np.testing.assert_allclose(false_accept, expected_fa, atol=1e-12)
+    np.testing.assert_allclose(false_reject, 1 - expected_ta, atol=1e-12)
+    np.testing.assert_array_equal(thresholds, expected_thresholds)
+
+
+def test_thin_det_points_are_the_corners_of_the_same_line():
+    # Ten targets, then ten non-targets, one step each; then three ties in which one of two is a target.
+    scores = np.concatenate([-np.arange(20), [-30, -30, -31, -31, -32, -32]])
+    labels = np.concatenate([np.ones(10), np.zeros(10), [1, 0, 1, 0, 1, 0]])
+    false_accept, false_reject, thresholds = det_points(scores, labels, thin=True)
+    assert thresholds.tolist() == [np.inf, -9, -19, -32]
+    np.testing.assert_allclose(false_accept, [0, 0, 10 / 13, 1])
+    np.testing.assert_allclose(false_reject, [1, 3 / 13, 3 / 13, 0], atol=1e-15)
+
+    scores, labels = draw_trials(1)
+    false_accept, false_reject, _ = det_points(scores, labels)
+    few_accept, few_reject, _ = det_points(scores, labels, thin=True)
+    assert len(few_accept) < 0.8 * len(false_accept)
+    # Along the line, false accepts less false rejects rise all the time.
+    again = np.interp(false_accept - false_reject, few_accept - few_reject, few_accept)
+    np.testing.assert_allclose(again, false_accept, atol=1e-12)
+
+
+def test_normalised_scores_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    enrolment_cohort, test_cohort = 3 * rng.normal(size=(4, 30)) + 1, rng.normal(size=(5, 20))
+    scores = rng.normal(size=(4, 5))
+    for top_k in (None, 7, 2):
+        expected = np.empty((4, 5))
+        for e, t in itertools.product(range(4), range(5)):
+            of_enrolment, of_test = sorted(enrolment_cohort[e]), sorted(test_cohort[t])
+            if top_k is not None:
+                of_enrolment, of_test = of_enrolment[-top_k:], of_test[-top_k:]
+            expected[e, t] = (scores[e, t] - np.mean(of_enrolment)) / np.std(of_enrolment) / 2
+            expected[e, t] += (scores[e, t] - np.mean(of_test)) / np.std(of_test) / 2
+
+        def normalise(scores, enrolment, test):
+            if top_k is None:
+                return s_norm(scores, enrolment, test, enrolment_cohort, test_cohort)
+            return as_norm(scores, enrolment, test, enrolment_cohort, test_cohort, top_k)
+
+        all_pairs = normalise(scores, np.arange(4)[:, None], np.arange(5))
+        np.testing.assert_allclose(all_pairs, expected, atol=1e-12)
+        enrolment, test = [3, 0, 3], [4, 2, 1]  # a list of trials
+        np.testing.assert_allclose(normalise(scores[enrolment, test], enrolment, test), expected[enrolment, test])
+
+
+def test_s_norm_takes_away_the_level_and_scale_of_each_recording():
+    rng = np.random.default_rng(0)
+    level, scale = rng.normal(size=6), rng.uniform(0.5, 2, size=6)
+    true, cohort = rng.normal(size=6), rng.normal(size=(6, 40))
+    rows = np.arange(6)
+    plain = s_norm(true, rows, rows, cohort, cohort)
+    shifted = level[:, None] + scale[:, None] * cohort
+    np.testing.assert_allclose(s_norm(level + scale * true, rows, rows, shifted, shifted), plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 9}, "the 9 highest of the 8 scores in a row of enrolment_cohort"),
+        ({"test_cohort": np.eye(3)[:, :2]}, "the 3 highest of the 2 scores in a row of test_cohort"),
+        ({"top_k": 1}, "at least 2 are needed"),
+        ({"test_cohort": np.eye(8)[:3]}, None),
+        ({"test_cohort": np.vstack([np.eye(8)[:2], np.ones((1, 8))])}, "3 highest scores in row 2 of test_cohort"),
+        ({"enrolment_cohort": np.full((3, 8), np.nan)}, "enrolment_cohort hold NaN"),
+        ({"scores": [0.0, np.inf, 0.0]}, "NaN or infinite"),
+        ({"enrolment_cohort": np.ones(8)}, r"enrolment_cohort \(N, K\).*\(8,\)"),
+        ({"test": [[0], [1]]}, r"rows \(2, 1\) and scores \(3,\)"),
+    ],
+)
+def test_normalisation_names_what_is_wrong(change, message):
+    cohort = np.random.default_rng(0).normal(size=(3, 8))
+    good = dict(
+        scores=np.zeros(3), enrolment=[0, 1, 2], test=[0, 1, 2], enrolment_cohort=cohort, test_cohort=cohort, top_k=3
+    )
+    if message is None:
+        assert np.isfinite(as_norm(**good | change)).all()  # two of the three highest are equal: there is a spread
+        return
+    with pytest.raises(ValueError, match=message):
+        as_norm(**good | change)
+
+
+def draw_speaker_trials(seed, num_speakers, recordings=4, speaker=0.7, noise=0.5):
+    """All pairs of recordings. Scores differ by speaker and by trial; the true equal error rate is known."""
+    rng = np.random.default_rng(seed)
+    speakers = np.repeat(np.arange(num_speakers), recordings)
+    enrolment, test = (speakers[i] for i in np.triu_indices(len(speakers), k=1))
+    own, other = rng.normal(0, speaker, (2, num_speakers))
+    scores = np.where(enrolment == test, 2 + own[enrolment], (other[enrolment] + other[test]) / math.sqrt(2))
+    scores = scores + rng.normal(0, noise, len(scores))
+    return scores, enrolment, test, NormalDist().cdf(-1 / math.hypot(speaker, noise))
+
+
+def test_bootstrap_is_that_of_data_sets_written_out_speaker_by_speaker():
+    scores, enrolment, test, _ = draw_speaker_trials(0, num_speakers=5, recordings=3, speaker=0.2, noise=1.5)
+    scores = np.round(scores, 1)  # ties
+    for statistic in (
+        RocCurve.equal_error_rate,
+        RocCurve.min_cllr,
+        lambda curve: curve.min_dcf(p_target=0.2),
+        lambda curve: curve.equal_error_rate(convex_hull=True),
+    ):
+        rng = np.random.default_rng(7)
+        values = []
+        while len(values) < 40:
+            drawn = rng.integers(5, size=5)  # the speaker whom each copy is of
+            resample = []
+            for score, e, t in zip(scores, enrolment, test, strict=True):
+                for copy, other in itertools.product(range(5), repeat=2):
+                    if drawn[copy] == e and drawn[other] == t and (e != t or copy == other):
+                        resample.append((score, e == t))
+            if len({label for _, label in resample}) == 2:
+                values.append(statistic(RocCurve.from_scores(*map(np.array, zip(*resample, strict=True)))))
+        interval = bootstrap_interval(scores, enrolment, test, statistic, num_resamples=40, seed=7)
+        assert interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=1e-12)
+        assert interval[0] < interval[1]
+
+
+def test_bootstrap_interval_holds_the_true_rate():
+    """95 % are promised for many speakers. Trials resampled as if they were independent hold it in about half."""
+    held = 0
+    for seed in range(60):
+        scores, enrolment, test, true_rate = draw_speaker_trials(seed, num_speakers=40)
+        low, high = bootstrap_interval(scores, enrolment, test, num_resamples=100)
+        held += low <= true_rate <= high
+    assert 0.85 * 60 <= held
+
+
+def test_bootstrap_interval_is_wider_for_fewer_speakers_and_holds_the_estimate():
+    mean_widths = []
+    for num_speakers in (20, 80):
+        widths = []
+        for seed in range(6):
+            scores, enrolment, test, _ = draw_speaker_trials(seed, num_speakers)
+            low, high = bootstrap_interval(scores, enrolment, test, num_resamples=100)
+            assert low < equal_error_rate(scores, enrolment == test) < high
+            widths.append(high - low)
+        mean_widths.append(np.mean(widths))
+    assert mean_widths[0] > 1.5 * mean_widths[1]  # with the square root of their number: twice
+
+
+def test_bootstrap_interval_is_a_function_of_seed_and_set_of_trials():
+    scores, enrolment, test, _ = draw_speaker_trials(2, num_speakers=12)
+    scores = np.round(scores, 1)
+    expected = bootstrap_interval(scores, enrolment, test, num_resamples=50)
+    shuffle = np.random.default_rng(0).permutation(len(scores))
+    names = np.array([f"speaker-{number:02}" for number in range(12)])
+    shuffled = scores[shuffle], names[enrolment[shuffle]], names[test[shuffle]]
+    assert bootstrap_interval(*shuffled, num_resamples=50) == expected
+    assert bootstrap_interval(scores, enrolment, test, num_resamples=50, seed=1) != expected
+
+
+def test_bootstrap_of_degenerate_trials():
+    # No error, whoever is drawn; with two speakers, half of the draws leave no non-target trial and are made again.
+    assert bootstrap_interval([1, 1, 0], ["a", "b", "a"], ["a", "b", "b"], num_resamples=20) == (0, 0)
+    with pytest.raises(ValueError, match="3 target and 0 non-target"):
+        bootstrap_interval([1, 2, 3], [0, 1, 2], [0, 1, 2])
+    with pytest.raises(ValueError, match="1 NaN, the first at index 1"):
+        bootstrap_interval([1, np.nan], [0, 1], [0, 0])
+    with pytest.raises(ValueError, match=r"scores \(2,\), enrolment_speakers \(2,\) and test_speakers \(1,\)"):
+        bootstrap_interval([1, 2], [0, 1], [0])
 
 
 def test_si_sdr_matches_its_definition_along_the_last_axis():

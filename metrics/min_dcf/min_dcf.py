@@ -1,0 +1,52 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Minimum detection cost for `evaluate`; all that is computed is in csc_hf.metrics."""
+
+import datasets
+import evaluate
+
+from csc_hf.metrics import min_dcf
+
+DESCRIPTION = """\
+Minimum normalised detection cost of verification trials (NIST speaker recognition evaluations): the least cost at any
+threshold, divided by that of the better of accepting all trials and rejecting all. 0 is best, 1 is useless.
+"""
+
+INPUTS = """
+Args:
+    predictions: one score a trial, higher for "same speaker". Only their order matters.
+    references: 1 for a target trial (same speaker), 0 for a non-target trial.
+    p_target (`float`, defaults to 0.01): share of trials that one expects to be targets, whatever it is here.
+    c_miss (`float`, defaults to 1): cost of the rejection of a target.
+    c_fa (`float`, defaults to 1): cost of the acceptance of a non-target.
+
+Returns:
+    `min_dcf`, between 0 and 1.
+
+Examples:
+    >>> min_dcf = evaluate.load("metrics/min_dcf")
+    >>> min_dcf.compute(predictions=[2, 1, 1, 0, 0], references=[1, 1, 0, 0, 0])
+    {'min_dcf': 0.5}
+"""
+
+
+class MinimumDetectionCost(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            # In single precision, scores that differ could become ties.
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: list[float],
+        references: list[int],
+        p_target: float = 0.01,
+        c_miss: float = 1.0,
+        c_fa: float = 1.0,
+    ) -> dict[str, float]:
+        return {"min_dcf": min_dcf(predictions, references, p_target, c_miss, c_fa)}

@@ -35,3 +35,14 @@ def write(folder, rows, shards=1):
         table = pa.Table.from_pylist(rows[shard::shards])
         pq.write_table(table, folder / f"train-{shard:05}-of-{shards:05}.parquet", row_group_size=4)
     return folder
+
+
+def make_mixed_rows():
+    """60 usable rows of 8 speakers, about 15 s, and 6 that are not usable."""
+    rows = make_rows(60)
+    bad = make_rows(6, prefix="bad")
+    for row, samples in zip(bad, [None, np.zeros(4000), np.full(400, 0.1), None, None, None], strict=True):
+        row["audio"]["bytes"] = b"not audio" if samples is None else encode(samples)
+    for place, row in zip((3, 17, 31, 44, 50, 59), bad, strict=True):
+        rows.insert(place, row)
+    return rows

@@ -4,21 +4,14 @@ import io
 import numpy as np
 import pytest
 import soundfile
-from speech import encode, make_rows, write
+from speech import encode, make_mixed_rows, make_rows, write
 
 from csc_hf.data import stream_utterances
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """60 usable rows of 8 speakers in 3 shards, about 15 s, and 6 that are not usable."""
-    rows = make_rows(60)
-    bad = make_rows(6, prefix="bad")
-    for row, samples in zip(bad, [None, np.zeros(4000), np.full(400, 0.1), None, None, None], strict=True):
-        row["audio"]["bytes"] = b"not audio" if samples is None else encode(samples)
-    for place, row in zip((3, 17, 31, 44, 50, 59), bad, strict=True):
-        rows.insert(place, row)
-    return write(tmp_path_factory.mktemp("corpus"), rows, shards=3)
+    return write(tmp_path_factory.mktemp("corpus"), make_mixed_rows(), shards=3)
 
 
 def test_utterances_of_parquet(tmp_path):

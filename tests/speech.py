@@ -2,6 +2,8 @@
 """Small data sets of noise that passes for speech, in the forms that users have them in."""
 
 import io
+import json
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -46,3 +48,26 @@ def make_mixed_rows():
     for place, row in zip((3, 17, 31, 44, 50, 59), bad, strict=True):
         rows.insert(place, row)
     return rows
+
+
+def write_tars(folder, rows, shards=1):
+    """WebDataset files: `utt-7.flac` and `utt-7.json`, which holds the speaker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for row in rows[shard::shards]:
+                parts = {"flac": row["audio"]["bytes"], "json": json.dumps({"speaker": row["speaker_id"]}).encode()}
+                for ending, content in parts.items():
+                    member = tarfile.TarInfo(f"{row['id']}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def write_files(folder, rows):
+    """Audio files, in a folder for each speaker."""
+    for row in rows:
+        path = folder / row["speaker_id"] / f"{row['id']}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["audio"]["bytes"])
+    return folder

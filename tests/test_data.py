@@ -1,10 +1,11 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import io
+import json
 
 import numpy as np
 import pytest
 import soundfile
-from speech import encode, make_mixed_rows, make_rows, write
+from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
 
 from csc_hf.data import stream_utterances
 
@@ -77,3 +78,71 @@ def test_without_an_id_column_the_id_follows_from_the_audio(tmp_path):
 def test_a_missing_column_is_named(corpus, argument):
     with pytest.raises(ValueError, match=rf"{argument}='nope'.*\['id', 'audio', 'speaker_id', 'source'\]"):
         stream_utterances(corpus, **{argument: "nope"})
+
+
+TAR_COLUMNS = {
+    "audio_column": "flac",
+    "speaker_column": "json.speaker",
+    "source_column": None,
+    "id_column": "__key__",
+}
+FILE_COLUMNS = {"speaker_column": "label", "source_column": None, "id_column": None}
+FORMS = {
+    "parquet": (write, {}),
+    "tar": (write_tars, TAR_COLUMNS),
+    "files": (write_files, FILE_COLUMNS),
+}
+
+
+def test_utterances_of_a_web_dataset(tmp_path):
+    rows = make_rows(6)
+    write_tars(tmp_path, rows, shards=2)
+    for where in (tmp_path, f"{tmp_path}/*.tar"):
+        utterances = list(stream_utterances(where, **TAR_COLUMNS))
+        assert [u.id for u in utterances] == [f"utt-{number}" for number in (0, 2, 4, 1, 3, 5)]
+        for utterance in utterances:
+            row = rows[int(utterance.id[4:])]
+            assert (utterance.speaker, utterance.source) == (row["speaker_id"], None)
+            expected, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+            np.testing.assert_array_equal(utterance.waveform, expected)
+    without = stream_utterances(tmp_path, **TAR_COLUMNS | {"speaker_column": "json.reader"})
+    assert next(iter(without)).speaker is None
+
+
+def test_folders_name_the_speakers(tmp_path):
+    rows = make_rows(9)
+    utterances = list(stream_utterances(write_files(tmp_path, rows), **FILE_COLUMNS))
+    assert {(u.id.split("/")[-1], u.speaker) for u in utterances} == {
+        (f"{r['id']}.flac", r["speaker_id"]) for r in rows
+    }
+
+
+def test_a_corpus_keeps_ids_and_speakers_apart(corpus):
+    row = next(stream_utterances(corpus, corpus="a").rows())
+    assert (row.id, row.speaker, row.source) == ("a:utt-0", "a:speaker-0", "a:studio")
+    row = next(stream_utterances(corpus, source_column=None, speaker_column=None, corpus="a").rows())
+    assert (row.id, row.speaker, row.source) == ("a:utt-0", None, "a")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("shards", "num_shares"), [(3, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_rows_go_on_from_any_place(tmp_path, form, shards, num_shares, epoch):
+    """By whole shards, of which one share has more, and by rows."""
+    write_form, columns = FORMS[form]
+    rows = make_rows(14)
+    write_form(tmp_path, rows, *([shards] if form != "files" else []))
+    utterances = stream_utterances(tmp_path, **columns)
+    seen = []
+    for share in range(num_shares):
+        iterator = utterances.rows(epoch, share, num_shares)
+        states, ids = [json.dumps(iterator.state_dict())], []
+        for row in iterator:
+            ids.append(row.id)
+            states.append(json.dumps(iterator.state_dict()))
+        for done, state in enumerate(states):
+            resumed = utterances.rows(epoch, share, num_shares, json.loads(state))
+            assert resumed.state_dict() == json.loads(state)
+            assert [row.id for row in resumed] == ids[done:]
+        seen += ids
+    assert len(seen) == len(set(seen)) == len(rows)

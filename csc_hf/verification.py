@@ -1,240 +1,76 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Speaker verification of held-out speakers, by condition: recordings → trials → embeddings → scores → error rates.
+"""Speaker verification, measured by condition: trials → embeddings → scores → error rates.
 
-A *recording* is a few seconds of one speaker. A *signal* is what the model hears: a recording alone ("clean") or with
-one of another speaker at 0 dB ("mix0"). A *trial* asks whether an enrolment signal and a test signal hold the same
-target speaker. A *condition* says what kind of signal the two are.
+>>> trials = build_trials(stream_utterances("path/to/held_out"), conditions=list(CONDITIONS))
+>>> print(format_report(measure(score_trials(load_embedder("resemblyzer"), trials))))
+
+`csc_hf.trials` says what recordings, signals, trials and conditions are, `csc_hf.embedders` what is judged here.
 """
 
+import csv
 import hashlib
-import itertools
-import json
-from collections.abc import Iterable
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .audio import SAMPLING_RATE
-from .data import Utterance
-from .metrics import best_permutation, equal_error_rate, si_sdr_improvement
-from .mixing import SILENCE_POWER
+from . import __version__
+from .calibration import Calibration, fit_calibration
+from .embedders import CSCEmbedder, Embedder, Slots
+from .metrics import (
+    RocCurve,
+    actual_dcf,
+    as_norm,
+    best_permutation,
+    bootstrap_interval,
+    cllr,
+    equal_error_rate,
+    si_sdr_improvement,
+)
+from .reports import format_report as format_report
+from .trials import BASIC_CONDITIONS as BASIC_CONDITIONS
+from .trials import CONDITIONS as CONDITIONS
+from .trials import KINDS, Trials, TrialSet
+from .trials import build_trials as build_trials
 
-CONDITIONS = {"clean": ("clean", "clean"), "mix0": ("clean", "mix0"), "mix0_mix0": ("mix0", "mix0")}
-"""Name of a condition -> kind of its enrolment signals and of its test signals."""
+SIGNALS_AT_A_TIME = 64
+"""Signals that an embedder gets at a time; it makes batches of them."""
 
-
-@dataclass(frozen=True, eq=False)
-class Trials:
-    """The P trials of one condition.
-
-    Attributes:
-        kinds: kind of the enrolment signals and of the test signals.
-        enrolment: (P,) number of the enrolment signal among those of its kind.
-        test: (P,) number of the test signal among those of its kind.
-        is_target: (P,) whether one speaker is the target of both.
-        within_source: (P,) number of the source that the targets of both come from, so that the channel does not tell
-            them apart; -1 if they come from two, or it is unknown.
-    """
-
-    kinds: tuple[str, str]
-    enrolment: np.ndarray
-    test: np.ndarray
-    is_target: np.ndarray
-    within_source: np.ndarray
+SCORES_AT_A_TIME = 10_000_000
+"""Cosines that are held at a time."""
 
 
 @dataclass(frozen=True, eq=False)
-class TrialSet:
-    """Recordings of held-out speakers and the trials over them, by condition. Made by `build_trials`.
+class Scores:
+    """The scores of all trials.
 
     Attributes:
-        recordings: N recordings; the id of one is "speaker:clip+clip+...".
-        talkers: for each kind of signal, (N, talkers) numbers of the recordings that are in it, the target first.
-        conditions: the trials of each condition, by its name in `CONDITIONS`.
-        seed: what the recordings and their interferers were drawn from.
-        seconds: length of a recording.
-        speakers_left_out: speakers with too little speech for two recordings.
+        trials: what was scored.
+        scores: by condition, (P,).
+        slot_known: by condition, (P,) scores of the slots that separate the target best; None without a separator.
+        si_sdr_improvement: by kind of signal, in dB, of all its talkers on average; None where there is one talker,
+            more talkers than slots, or no separator.
     """
 
-    recordings: tuple[Utterance, ...]
-    talkers: dict[str, np.ndarray]
-    conditions: dict[str, Trials]
-    seed: int
-    seconds: float
-    speakers_left_out: tuple[str, ...]
-
-    @property
-    def num_speakers(self) -> int:
-        return len({recording.speaker for recording in self.recordings})
-
-    def sources(self, kind: str, number: int) -> np.ndarray:
-        """The sources (talkers, T) of a signal, target first, all of the target's energy. The signal is their sum."""
-        sources = np.stack([self.recordings[i].waveform for i in self.talkers[kind][number]])
-        energy = np.square(sources, dtype=np.float64).sum(axis=1, keepdims=True)
-        return (sources * np.sqrt(energy[0] / energy)).astype(np.float32)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the trial list: the seed, what clips are in which signal, and each trial of each condition."""
-        header = {
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "recordings": [recording.id for recording in self.recordings],
-            "talkers": {kind: numbers.tolist() for kind, numbers in self.talkers.items()},
-        }
-        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        for name, trials in self.conditions.items():
-            digest.update(name.encode())
-            for column in (trials.enrolment, trials.test, trials.is_target, trials.within_source):
-                digest.update(column.astype("<i4").tobytes())
-        return digest.hexdigest()
-
-
-def build_trials(
-    utterances: Iterable[Utterance], seed: int = 0, seconds: float = 4.0, recordings_per_speaker: int = 6
-) -> TrialSet:
-    """Make recordings of every speaker and all trials between them.
-
-    The speaker's clips, in an order drawn from `seed`, make recordings of exactly `seconds`: a clip that is long
-    enough makes one by itself, shorter ones are joined; what is left over of a clip is not used again. Each recording
-    gets an interferer: a recording of another speaker of the same source, or of any other speaker where the source has
-    no second one or is unknown. The interferers of one speaker are as many different speakers as there are.
-
-    Target trials pair two recordings of one speaker; two mixtures of a target trial have different interferers. In a
-    non-target trial no speaker, in whatever role, is in both signals. All such pairs are trials.
-
-    Args:
-        utterances: Clips at 16 kHz with their speakers, in any order; all of them are held in memory.
-        seed: Draws the clips of each recording, and the interferers.
-        seconds: Length of a recording.
-        recordings_per_speaker: At most so many; at least 2.
-
-    Raises:
-        ValueError: a clip without a speaker or with a repeated id, samples that are not finite, a silent recording, or
-            fewer than two speakers with two recordings.
-    """
-    if recordings_per_speaker < 2:
-        raise ValueError(
-            f"recordings_per_speaker must be at least 2 to make target trials, got {recordings_per_speaker}"
-        )
-    num_samples = round(seconds * SAMPLING_RATE)
-    if num_samples < 1:
-        raise ValueError(f"seconds must be at least one sample, 1 / {SAMPLING_RATE}, got {seconds}")
-
-    # Sorted, so that the trials do not depend on the order of the clips.
-    clips = sorted(utterances, key=lambda clip: clip.id)
-    _check_clips(clips)
-    rng = np.random.default_rng(seed)
-    clips_of: dict[str, list[Utterance]] = {}
-    for clip in clips:
-        clips_of.setdefault(clip.speaker, []).append(clip)
-    recordings: list[Utterance] = []
-    speakers_left_out = []
-    for speaker, its_clips in sorted(clips_of.items()):
-        made = _make_recordings(its_clips, num_samples, rng)
-        if len(made) < 2:
-            speakers_left_out.append(speaker)
-        else:
-            recordings += made[:recordings_per_speaker]
-    speakers = np.unique([recording.speaker for recording in recordings], return_inverse=True)[1]
-    if speakers.max(initial=0) < 1:
-        raise ValueError(
-            f"trials need at least 2 speakers with two recordings of {seconds} s each, got "
-            f"{len(clips_of) - len(speakers_left_out)} of {len(clips_of)} speakers: give more speech or fewer seconds"
-        )
-
-    # Unknown sources are negative: they are nobody's source.
-    names = sorted({recording.source for recording in recordings if recording.source is not None})
-    sources = np.array([-1 if r.source is None else names.index(r.source) for r in recordings])
-    alone = np.arange(len(recordings))
-    talkers = {"clean": alone[:, None], "mix0": np.stack([alone, _draw_interferers(speakers, sources, rng)], axis=1)}
-    return TrialSet(
-        recordings=tuple(recordings),
-        talkers=talkers,
-        conditions={name: _pair(kinds, talkers, speakers, sources) for name, kinds in CONDITIONS.items()},
-        seed=seed,
-        seconds=seconds,
-        speakers_left_out=tuple(speakers_left_out),
-    )
-
-
-def _check_clips(clips: list[Utterance]) -> None:
-    """Raises ValueError for what no trial list can be made from. `clips` are sorted by id."""
-    for clip in clips:
-        if clip.speaker is None:
-            raise ValueError(f"utterance {clip.id!r} has no speaker: trials need the speaker of every utterance")
-        if not np.isfinite(clip.waveform).all():
-            raise ValueError(f"utterance {clip.id!r} holds NaN or infinite samples: leave it out")
-    for clip, other in itertools.pairwise(clips):
-        if clip.id == other.id:
-            raise ValueError(f"two utterances have the id {clip.id!r}: one clip must not be on both sides of a trial")
-
-
-def _make_recordings(clips: list[Utterance], num_samples: int, rng: np.random.Generator) -> list[Utterance]:
-    """All recordings (num_samples,) that one speaker's clips allow, each of clips of one source, in a drawn order."""
-    recordings = []
-    waiting: dict[str | None, list[Utterance]] = {}  # by source: short clips of the recording that is being joined
-    for i in rng.permutation(len(clips)):
-        clip = clips[i]
-        joined = [clip]
-        if len(clip.waveform) < num_samples:
-            joined = waiting.setdefault(clip.source, [])
-            joined.append(clip)
-            if sum(len(part.waveform) for part in joined) < num_samples:
-                continue
-            del waiting[clip.source]
-        # A copy, since a view would keep the rest of a long clip in memory.
-        waveform = np.concatenate([part.waveform for part in joined])[:num_samples].copy()
-        recording_id = f"{clip.speaker}:{'+'.join(part.id for part in joined)}"
-        if np.square(waveform, dtype=np.float64).mean() < SILENCE_POWER:
-            raise ValueError(f"recording {recording_id!r} is silent: leave out silent utterances")
-        recordings.append(Utterance(id=recording_id, waveform=waveform, speaker=clip.speaker, source=clip.source))
-    return recordings
-
-
-def _draw_interferers(speakers: np.ndarray, sources: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For every recording, the number (N,) of one of another speaker, of the same source if that has another one."""
-    interferers = np.empty_like(speakers)
-    for speaker in range(speakers.max() + 1):
-        # In turn through the others in an order of this speaker's own, so that target trials of two mixtures (with
-        # different interferers) exist wherever they can.
-        rank = rng.permutation(speakers.max() + 1)
-        for turn, number in enumerate(rng.permutation(np.flatnonzero(speakers == speaker))):
-            others = (speakers != speaker) & (sources == sources[number]) & (sources >= 0)
-            if not others.any():
-                others = speakers != speaker
-            candidates = sorted(set(speakers[others]), key=lambda other: rank[other])
-            interfering = candidates[turn % len(candidates)]
-            interferers[number] = rng.choice(np.flatnonzero(others & (speakers == interfering)))
-    return interferers
-
-
-def _pair(kinds: tuple[str, str], talkers: dict[str, np.ndarray], speakers: np.ndarray, sources: np.ndarray) -> Trials:
-    """All trials between an enrolment kind and a test kind of signal."""
-    enrolments, tests = talkers[kinds[0]], talkers[kinds[1]]
-    same_target = speakers[enrolments[:, None, 0]] == speakers[tests[None, :, 0]]
-    num_shared = (speakers[enrolments][:, None, :, None] == speakers[tests][None, :, None, :]).sum(axis=(2, 3))
-    is_trial = np.where(same_target, num_shared == 1, num_shared == 0)  # (enrolments, tests)
-    is_trial &= enrolments[:, None, 0] != tests[None, :, 0]
-    if kinds[0] == kinds[1]:
-        is_trial = np.triu(is_trial)  # each pair once
-    enrolment, test = np.nonzero(is_trial)
-    source, test_source = sources[enrolments[enrolment, 0]], sources[tests[test, 0]]
-    within_source = np.where(source == test_source, source, -1)
-    return Trials(kinds, enrolment, test, same_target[enrolment, test], within_source)
+    trials: TrialSet
+    scores: dict[str, np.ndarray]
+    slot_known: dict[str, np.ndarray | None]
+    si_sdr_improvement: dict[str, float | None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Embedded:
-    """What the model made of the N signals of one kind.
+    """What an embedder made of the N signals of one kind.
 
     Attributes:
         embeddings: (N, C, E) of unit length.
         allowed_slots: (N, C) whether the slot may be scored.
         true_slots: (N, C) True for the one slot whose separated source is the target; None without a separator.
-        si_sdr_improvement: (N, talkers) in dB; None without a separator.
+        si_sdr_improvement: (N, talkers) in dB; None where it is not measured, see `Scores`.
     """
 
     embeddings: np.ndarray
@@ -244,111 +80,336 @@ class _Embedded:
 
 
 def evaluate(model: torch.nn.Module, trials: TrialSet, batch_size: int = 16, progress: bool = True) -> dict:
-    """Equal error rates of a model by condition, and how well it separates the mixtures.
+    """Error rates of a CSC model (see `CSCEmbedder`) by condition, and how well it separates: what a training watches.
 
-    A trial's score is the highest cosine between an allowed slot of the one signal and an allowed slot of the other.
-    A clean signal allows its most active slot; a mixture all whose activity is above one half, or else its most
+    What `measure` returns for its scores.
+    """
+    return measure(score_trials(CSCEmbedder(model, batch_size), trials, progress=progress))
+
+
+def score_trials(
+    embedder: Embedder,
+    trials: TrialSet,
+    enrolment: str = "mean",
+    cohort: TrialSet | None = None,
+    top_k: int = 100,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Embed each signal once, and score all trials.
+
+    A trial's score is the highest cosine between an allowed slot of the enrolment and an allowed slot of the test. A
+    signal of one talker allows its most active slot; a mixture all whose activity is above one half, or else its most
     active. "Slot known" scores instead the slot whose separated source is the target under the best permutation, which
     tells poor embeddings from a poor choice of slots. It needs the true sources, so it is a diagnosis and no result.
 
     Args:
-        model: Called with `input_values` (B, T) and `attention_mask` (B, T); returns `source_embeddings` (B, C, E),
-            `source_activity` (B, C) logits and, where it separates, `sources` (B, C, T): `CSCForPreTraining`,
-            `CSCForSpeechSeparation`, `CSCModel`. Put into eval mode here; each of its modules gets its mode back.
-        trials: From `build_trials`.
-        batch_size: Signals a forward pass.
+        embedder: See `csc_hf.embedders`.
+        trials: From `build_trials` or `csc_hf.trial_files.read_trials`.
+        enrolment: How several recordings become one enrolment: "mean" of their unit embeddings, or "attention", the
+            trained cross-attention of `CSCForPreTraining`, also over a single recording.
+        cohort: Recordings of other speakers, by whose scores those of the trials are normalised (adaptive s-norm, see
+            `csc_hf.metrics.as_norm`); a member of the cohort is the mean embedding of a speaker. `None`: they are not.
+        top_k: Members of the cohort that an enrolment or test is normalised by: the closest; all if there are fewer.
+        cache_dir: Folder for embeddings. They are taken from there if embedder and audio are the same. `None`: none.
         progress: Whether to show a progress bar.
 
-    Returns:
-        A dict that `json.dumps` takes. Error rates are fractions; where a class has no trial, or the model no
-        separator, a figure is None.
+    Raises:
+        ValueError: an embedding is not finite or zero, a speaker of the cohort is in the trials, the embedder cannot
+            be cached, or has no attention.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    total = sum(len(talkers) for talkers in trials.talkers.values())
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(total=total, desc="verification", unit="signal", disable=not progress) as bar,
-        ):
-            embedded = {kind: _embed(model, trials, kind, batch_size, bar) for kind in trials.talkers}
-    finally:
-        for module, training in modes:
-            module.training = training
+    if enrolment not in ("mean", "attention"):
+        raise ValueError(f'enrolment={enrolment!r}: choose "mean" or "attention"')
+    if enrolment == "attention":
+        _check_attention(embedder, trials)
+    if cohort is not None:
+        both = {r.speaker for r in cohort.recordings} & {r.speaker for r in trials.recordings}
+        if both:
+            raise ValueError(
+                f"{len(both)} speakers of the cohort are in the trials, such as {min(both)!r}: take others"
+            )
+    fingerprint = None
+    if cache_dir is not None:
+        fingerprint = getattr(embedder, "fingerprint", None)
+        if fingerprint is None:
+            raise ValueError(f"{embedder} has no fingerprint that tells its embeddings from others: give no cache_dir")
 
-    improvement = embedded["mix0"].si_sdr_improvement
-    return {
-        "trials_sha256": trials.sha256,
-        "seed": trials.seed,
-        "seconds": trials.seconds,
-        "num_speakers": trials.num_speakers,
-        "num_speakers_left_out": len(trials.speakers_left_out),
-        "num_recordings": len(trials.recordings),
-        "si_sdr_improvement": None if improvement is None else float(improvement.mean()),
-        "conditions": {name: _measure(condition, embedded) for name, condition in trials.conditions.items()},
-    }
+    num_enrolments = len(trials.enrolments) if enrolment == "attention" else 0
+    total = len(trials.kinds) * len(trials.recordings) + (len(cohort.recordings) if cohort else 0) + num_enrolments
+    with tqdm(total=total, desc="verification", unit="signal", disable=not progress) as bar:
+
+        def embed(of: TrialSet, kind: str) -> _Embedded:
+            if cache_dir is None:
+                return _embed(embedder, of, kind, bar)
+            return _embed_or_load(embedder, of, kind, bar, fingerprint, Path(cache_dir))
+
+        embedded = {kind: embed(trials, kind) for kind in trials.kinds}
+        attended = _attend(embedder, trials, bar) if enrolment == "attention" else None
+        members = None if cohort is None else _cohort_members(cohort, embed(cohort, "clean"))
+
+    scores, slot_known = {}, {}
+    for name, condition in trials.conditions.items():
+        sides = (embedded[kind] for kind in condition.kinds)
+        scores[name], slot_known[name] = _score_condition(trials, condition, *sides, attended, members, top_k)
+    improvement = {kind: signals.si_sdr_improvement for kind, signals in embedded.items()}
+    improvement = {kind: None if values is None else float(values.mean()) for kind, values in improvement.items()}
+    return Scores(trials, scores, slot_known, improvement)
 
 
-def _embed(model: torch.nn.Module, trials: TrialSet, kind: str, batch_size: int, bar: tqdm) -> _Embedded:
-    """Run the model once over all signals of one kind."""
-    device = next(model.parameters()).device
+# --- embeddings ---------------------------------------------------------------------------------------------------
+
+
+def _embed(embedder: Embedder, trials: TrialSet, kind: str, bar: tqdm) -> _Embedded:
+    """Run the embedder once over all signals of one kind."""
+    num_talkers = KINDS[kind].talkers
     embeddings, activity, true_slots, improvement = [], [], [], []
-    for start in range(0, len(trials.talkers[kind]), batch_size):
-        numbers = range(start, min(start + batch_size, len(trials.talkers[kind])))
-        references = np.stack([trials.sources(kind, number) for number in numbers])  # (B, talkers, T)
-        mixtures = references.sum(axis=1)
-        input_values = torch.from_numpy(mixtures).to(device)
-        output = model(input_values=input_values, attention_mask=torch.ones_like(input_values, dtype=torch.long))
-        embeddings.append(_to_numpy(output.source_embeddings))
-        activity.append(_to_numpy(output.source_activity))
-        if output.sources is not None:
-            for estimate, reference, mixture in zip(_to_numpy(output.sources), references, mixtures, strict=True):
-                true_slots.append(best_permutation(estimate, reference)[0])
-                improvement.append(si_sdr_improvement(estimate, reference, mixture))
+    for start in range(0, len(trials.recordings), SIGNALS_AT_A_TIME):
+        numbers = range(start, min(start + SIGNALS_AT_A_TIME, len(trials.recordings)))
+        signals, references = zip(*(trials.signal(kind, number) for number in numbers), strict=True)
+        slots = embedder(list(signals))
+        if not isinstance(slots, Slots):
+            slots = Slots(np.asarray(slots)[:, None], np.zeros((len(slots), 1)))
+        _check_embeddings(slots.embeddings, [trials.recordings[number].id for number in numbers], kind)
+        embeddings.append(_unit(slots.embeddings))
+        activity.append(slots.activity)
+        for estimates, sources, signal in zip(
+            slots.sources or (), references, signals, strict=slots.sources is not None
+        ):
+            if num_talkers > len(estimates):
+                true_slots.append(best_permutation(estimates, sources[:1])[0])
+                continue
+            true_slots.append(best_permutation(estimates, sources)[0])
+            if num_talkers > 1:
+                improvement.append(si_sdr_improvement(estimates, sources, signal))
         bar.update(len(numbers))
 
-    embeddings, activity = np.concatenate(embeddings), np.concatenate(activity)
+    activity = np.concatenate(activity)
     slots = np.arange(activity.shape[1])
     allowed_slots = slots == activity.argmax(axis=1)[:, None]
-    if trials.talkers[kind].shape[1] > 1:
+    if num_talkers > 1:
         allowed_slots |= activity > 0  # a logit: above one half
     return _Embedded(
-        embeddings=embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True),
+        embeddings=np.concatenate(embeddings),
         allowed_slots=allowed_slots,
         true_slots=slots == np.array(true_slots)[:, None] if true_slots else None,
         si_sdr_improvement=np.array(improvement) if improvement else None,
     )
 
 
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
+def _check_embeddings(embeddings: np.ndarray, names: list[str], kind: str) -> None:
+    norms = np.linalg.norm(embeddings, axis=-1).min(axis=1)  # NaN, if any is
+    wrong = ~(np.isfinite(embeddings).all(axis=(1, 2)) & (norms > 0))
+    if wrong.any():
+        raise ValueError(
+            f"{wrong.sum()} embeddings are zero, NaN or infinite, the first is of {names[wrong.argmax()]!r} as "
+            f"{kind!r}: look into that audio and the embedder"
+        )
 
 
-def _measure(trials: Trials, embedded: dict[str, _Embedded]) -> dict:
-    """Error rates and numbers of trials of one condition."""
-    enrolment, test = (embedded[kind] for kind in trials.kinds)
-    cosine = np.tensordot(enrolment.embeddings, test.embeddings, axes=(2, 2))  # (N, C, N, C)
+def _embed_or_load(
+    embedder: Embedder, trials: TrialSet, kind: str, bar: tqdm, fingerprint: str, folder: Path
+) -> _Embedded:
+    """As `_embed`, from the cache if it is there. The file's name is a hash of all that the embeddings depend on."""
+    key = f"{__version__} {fingerprint} {trials.signals_sha256(kind)}"
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    if path.exists():
+        with np.load(path) as arrays:
+            embedded = _Embedded(**{field: arrays.get(field) for field in _Embedded.__dataclass_fields__})
+        bar.update(len(trials.recordings))
+        return embedded
+    embedded = _embed(embedder, trials, kind, bar)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    with open(unfinished, "wb") as file:
+        np.savez(file, **{field: array for field, array in vars(embedded).items() if array is not None})
+    unfinished.rename(path)
+    return embedded
+
+
+def _check_attention(embedder: Embedder, trials: TrialSet) -> None:
+    if not hasattr(embedder, "enrol"):
+        raise ValueError(f'enrolment="attention" needs the cross-attention of CSC, which {embedder} lacks')
+    for name, condition in trials.conditions.items():
+        if KINDS[condition.kinds[0]].talkers > 1:
+            raise ValueError(f'condition {name!r} enrols from mixtures, enrolment="attention" does not: leave it out')
+
+
+def _attend(embedder: Embedder, trials: TrialSet, bar: tqdm) -> np.ndarray:
+    """(G, 1, E): each enrolment's embedding by cross-attention over its (clean) recordings."""
+    embeddings = []
+    for numbers in trials.enrolments:
+        embeddings.append(embedder.enrol([trials.signal("clean", number)[0] for number in numbers]))
+        bar.update(1)
+    embeddings = np.stack(embeddings)[:, None]
+    _check_embeddings(embeddings, [trials.recordings[i].id for i in trials.enrolments[:, 0]], "enrolment")
+    return _unit(embeddings)
+
+
+def _cohort_members(cohort: TrialSet, embedded: _Embedded) -> np.ndarray:
+    """(M, E): the mean embedding of each of the cohort's speakers."""
+    main = embedded.embeddings[embedded.allowed_slots]  # (N, E)
+    return _unit(np.stack([main[cohort.speakers == speaker].mean(axis=0) for speaker in np.unique(cohort.speakers)]))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+def _score_condition(
+    trials: TrialSet,
+    condition: Trials,
+    enrolment: _Embedded,
+    test: _Embedded,
+    attended: np.ndarray | None,
+    members: np.ndarray | None,
+    top_k: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The scores (P,) of a condition's trials, and those of the slots known to be the target's."""
 
     def score(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> np.ndarray:
-        allowed = enrolment_slots[:, :, None, None] & test_slots[None, None]
-        return np.where(allowed, cosine, -np.inf).max(axis=(1, 3))[trials.enrolment, trials.test]
+        if attended is None:
+            models, allowed = _combine(enrolment.embeddings, enrolment_slots, trials.enrolments)
+        else:
+            models, allowed = attended, np.ones((len(attended), 1), dtype=bool)
+        scores = _score(condition, models, allowed, test.embeddings, test_slots)
+        if members is None:
+            return scores
+        cohort_scores = (_score_cohort(models, allowed, members), _score_cohort(test.embeddings, test_slots, members))
+        return as_norm(scores, condition.enrolment, condition.test, *cohort_scores, min(top_k, len(members)))
 
-    scores, slot_known = score(enrolment.allowed_slots, test.allowed_slots), None
-    if enrolment.true_slots is not None:
-        slot_known = score(enrolment.true_slots, test.true_slots)
+    scores = score(enrolment.allowed_slots, test.allowed_slots)
+    if enrolment.true_slots is None:
+        return scores, None
+    return scores, score(enrolment.true_slots, test.true_slots)
+
+
+def _combine(embeddings: np.ndarray, slots: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (N, C, E) and slots (N, C) of signals → those of enrolments from (G, K) of them: if K > 1 with one
+    slot, the mean."""
+    if groups.shape[1] == 1:
+        return embeddings[groups[:, 0]], slots[groups[:, 0]]
+    mean = embeddings[slots][groups].mean(axis=1, keepdims=True)  # several recordings have one slot each
+    return _unit(mean), np.ones((len(groups), 1), dtype=bool)
+
+
+def _score(
+    condition: Trials, enrolment: np.ndarray, enrolment_slots: np.ndarray, test: np.ndarray, test_slots: np.ndarray
+) -> np.ndarray:
+    """(P,) the highest cosine of two of the slots, in blocks of enrolments."""
+    order = np.argsort(condition.enrolment, kind="stable")
+    rows = max(1, SCORES_AT_A_TIME // (test_slots.size * enrolment_slots.shape[1]))
+    scores = np.empty(len(order), dtype=np.float32)
+    for start in range(0, len(enrolment), rows):
+        block = slice(start, start + rows)
+        cosine = np.tensordot(enrolment[block], test, axes=(2, 2))  # (rows, C, N, C)
+        allowed = enrolment_slots[block, :, None, None] & test_slots
+        best = np.where(allowed, cosine, -np.inf).max(axis=(1, 3))
+        first, last = np.searchsorted(condition.enrolment, (start, start + rows), sorter=order)
+        chosen = order[first:last]
+        scores[chosen] = best[condition.enrolment[chosen] - start, condition.test[chosen]]
+    return scores
+
+
+def _score_cohort(embeddings: np.ndarray, slots: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """(N, M): the highest cosine of the slots with each member."""
+    return np.where(slots[..., None], embeddings @ members.T, -np.inf).max(axis=1)
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def calibrate(scores: Scores, p_target: float = 0.5) -> dict[str, Calibration]:
+    """A calibration for each condition, learnt on its trials; `store` keeps one in a model's configuration.
+
+    Raises:
+        ValueError: see `csc_hf.calibration.fit_calibration`.
+    """
     return {
-        "eer": _eer(scores, trials.is_target),
-        "eer_within_source": _eer_within_source(scores, trials),
-        "eer_slot_known": None if slot_known is None else _eer(slot_known, trials.is_target),
-        "eer_slot_known_within_source": None if slot_known is None else _eer_within_source(slot_known, trials),
-        "retrieval_accuracy": _retrieval_accuracy(scores, trials),
-        "num_target": int(trials.is_target.sum()),
-        "num_nontarget": int((~trials.is_target).sum()),
-        "num_target_within_source": int((trials.is_target & (trials.within_source >= 0)).sum()),
-        "num_nontarget_within_source": int((~trials.is_target & (trials.within_source >= 0)).sum()),
+        name: fit_calibration(values, scores.trials.conditions[name].is_target, name, scores.trials.sha256, p_target)
+        for name, values in scores.scores.items()
     }
+
+
+def measure(scores: Scores, calibrations: Mapping[str, Calibration] | None = None, num_resamples: int = 0) -> dict:
+    """Error rates by condition.
+
+    Args:
+        scores: From `score_trials`.
+        calibrations: From `calibrate`, on the scores of other speakers, by condition: what log-likelihood ratios are
+            computed with. `None`: there are none, and neither `cllr` nor `actual_dcf`.
+        num_resamples: Of the speakers, for 95 % confidence intervals (`csc_hf.metrics.bootstrap_interval`). 0: none.
+
+    Returns:
+        A dict that `json.dumps` takes. Error rates are fractions; where a class has no trial, or the model no
+        separator, a figure is None.
+
+    Raises:
+        ValueError: there are calibrations, but none for a condition, or one was learnt on these very trials.
+    """
+    trials = scores.trials
+    return {
+        "trials_sha256": trials.sha256,
+        "seed": trials.seed,
+        "seconds": trials.seconds,
+        "num_speakers": len(np.unique(trials.speakers)),
+        "num_speakers_left_out": len(trials.speakers_left_out),
+        "num_recordings": len(trials.recordings),
+        "enrolment_recordings": trials.enrolments.shape[1],
+        "audio_left_out": trials.audio_left_out,
+        "si_sdr_improvement": scores.si_sdr_improvement.get("mix0"),
+        "conditions": {name: _measure(scores, name, calibrations, num_resamples) for name in trials.conditions},
+    }
+
+
+def _measure(
+    scores: Scores, name: str, calibrations: Mapping[str, Calibration] | None, num_resamples: int
+) -> dict[str, float | int | list[float] | None]:
+    """Error rates and numbers of trials of one condition."""
+    trials, values, slot_known = scores.trials.conditions[name], scores.scores[name], scores.slot_known[name]
+    is_target, within = trials.is_target, trials.within_source >= 0
+    has_both = bool(is_target.any() and not is_target.all())
+    curve = RocCurve.from_scores(values, is_target) if has_both else None
+    figures = {
+        "eer": curve and curve.equal_error_rate(),
+        "eer_interval": None,
+        "eer_within_source": _eer_within_source(values, trials),
+        "eer_slot_known": None if slot_known is None else _eer(slot_known, is_target),
+        "eer_slot_known_within_source": None if slot_known is None else _eer_within_source(slot_known, trials),
+        "min_dcf": curve and curve.min_dcf(),
+        "retrieval_accuracy": _retrieval_accuracy(values, trials),
+        "si_sdr_improvement": scores.si_sdr_improvement[trials.kinds[1]],
+        "num_target": int(is_target.sum()),
+        "num_nontarget": int((~is_target).sum()),
+        "num_target_within_source": int((is_target & within).sum()),
+        "num_nontarget_within_source": int((~is_target & within).sum()),
+    }
+    if num_resamples and has_both:
+        speakers = scores.trials.speakers
+        of_enrolment = speakers[scores.trials.enrolments[trials.enrolment, 0]]
+        figures["eer_interval"] = list(
+            bootstrap_interval(values, of_enrolment, speakers[trials.test], num_resamples=num_resamples)
+        )
+    if calibrations is not None and has_both:
+        llrs = _calibration(calibrations, name, scores.trials).llr(values)
+        figures |= {
+            "cllr": cllr(llrs, is_target),
+            "min_cllr": curve.min_cllr(),
+            "actual_dcf": actual_dcf(llrs, is_target),
+        }
+    return figures
+
+
+def _calibration(calibrations: Mapping[str, Calibration], name: str, trials: TrialSet) -> Calibration:
+    if name not in calibrations:
+        raise ValueError(
+            f"no calibration for condition {name!r}, only for {sorted(calibrations)}: calibrate on it too"
+        )
+    if calibrations[name].trials_sha256 == trials.sha256:
+        raise ValueError(f"the calibration for {name!r} was learnt on these very trials: learn it on other speakers")
+    return calibrations[name]
 
 
 def _eer(scores: np.ndarray, is_target: np.ndarray) -> float | None:
@@ -358,7 +419,7 @@ def _eer(scores: np.ndarray, is_target: np.ndarray) -> float | None:
 
 def _retrieval_accuracy(scores: np.ndarray, trials: Trials) -> float | None:
     """Share of the test signals whose best-scoring enrolment is of their speaker, among those with trials of both
-    classes; None if there is none. Where both signals are of one kind, each is a test signal of its trials."""
+    classes (None: there is none). Where both signals are of one kind, each is a test signal of its trials."""
     tests, is_target = trials.test, trials.is_target
     if trials.kinds[0] == trials.kinds[1]:
         tests = np.concatenate([trials.test, trials.enrolment])
@@ -384,27 +445,25 @@ def _eer_within_source(scores: np.ndarray, trials: Trials) -> float | None:
     return float(np.average(rates, weights=weights)) if rates else None
 
 
-def format_report(results: dict) -> str:
-    """A plain table of what `evaluate` returns: a line a condition, error rates in %, "-" for None."""
-
-    def percent(rate: float | None) -> str:
-        return "-" if rate is None else f"{100 * rate:.1f}"
-
-    summary = (
-        f"{results['num_speakers']} speakers, {results['num_recordings']} recordings of {results['seconds']:g} s, "
-        f"seed {results['seed']}, trials {results['trials_sha256'][:12]}"
-    )
-    lines = [
-        summary,
-        f"{'':12}{'EER %':>18}{'slot known, EER %':>20}{'trials':>22}",
-        f"{'condition':12}" + f"{'pooled':>8}{'within':>10}{'pooled':>10}{'within':>10}{'target':>10}{'other':>12}",
-    ]
-    for name, condition in results["conditions"].items():
-        lines.append(
-            f"{name:12}{percent(condition['eer']):>8}{percent(condition['eer_within_source']):>10}"
-            f"{percent(condition['eer_slot_known']):>10}{percent(condition['eer_slot_known_within_source']):>10}"
-            f"{condition['num_target']:>10,}{condition['num_nontarget']:>12,}"
+def write_scores(
+    path: str | os.PathLike, scores: Scores, calibrations: Mapping[str, Calibration] | None = None
+) -> None:
+    """A CSV file with a line a trial: condition, ids of the recordings, whether it is a target, score, and the log-
+    likelihood ratio if there are calibrations. The recordings of one enrolment are joined by "|"."""
+    trials = scores.trials
+    ids = [recording.id for recording in trials.recordings]
+    enrolments = ["|".join(ids[number] for number in numbers) for numbers in trials.enrolments]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["condition", "enrolment", "test", "is_target", "score"] + ["llr"] * (calibrations is not None)
         )
-    improvement = results["si_sdr_improvement"]
-    lines.append("SI-SDR improvement " + ("-" if improvement is None else f"{improvement:.1f} dB"))
-    return "\n".join(lines)
+        for name, condition in trials.conditions.items():
+            values = scores.scores[name]
+            columns = [values.tolist()]
+            if calibrations is not None:
+                columns.append(_calibration(calibrations, name, trials).llr(values).tolist())
+            for i, j, is_target, *numbers in zip(
+                condition.enrolment, condition.test, condition.is_target, *columns, strict=True
+            ):
+                writer.writerow([name, enrolments[i], ids[j], int(is_target), *(f"{n:.6g}" for n in numbers)])

@@ -1,46 +1,152 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Verifies held-out speakers with saved models: clean, in two-talker mixtures at 0 dB, and mixture against mixture.
+Verifies held-out speakers in adverse conditions: noise, other talkers, short tests; our models and others alike.
 
-    python examples/evaluate_verification.py runs/pretrain/checkpoint-* --data examples/demo_speech
+    python examples/evaluate_verification.py runs/pretrain mfcc --data examples/demo_speech
+    python examples/evaluate_verification.py runs/pretrain resemblyzer --data "heldout/*.parquet" \\
+        --noise_data "noise/*.parquet" --calibrate_on "dev/*.parquet" --cohort "train/*.parquet" --output_dir runs/eval
+    python examples/evaluate_verification.py runs/pretrain --trials voxceleb1_test.txt --root voxceleb1/wav
 
-Pre-training does the same before and after, and every `--eval_steps`.
+A model is a saved one (a CSC model, or any with an x-vector head) by its folder or its name on the Hub, a local folder
+of SpeechBrain's, "resemblyzer", or "mfcc". With --output_dir there are results.json, the scores of all trials as CSV,
+a DET plot and score histograms. Confidence intervals are over speakers.
 """
 
 import argparse
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-import torch
-
-from csc_hf import CSCForSpeechSeparation
 from csc_hf.data import stream_utterances
-from csc_hf.verification import build_trials, evaluate, format_report
+from csc_hf.embedders import load_embedder
+from csc_hf.plots import det_figure, histogram_figure
+from csc_hf.reports import format_comparison, format_report
+from csc_hf.trial_files import read_trials, write_trials
+from csc_hf.trials import BASIC_CONDITIONS, CONDITIONS, TrialSet, build_trials, decodable
+from csc_hf.verification import Scores, calibrate, measure, score_trials, write_scores
 
 
-def main() -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders of saved models, or names on the Hub")
-    parser.add_argument("--data", required=True, help="folder, Parquet file or glob pattern of labelled speech")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--source_column_name", help="corpus or channel, for error rates within one")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a recording")
-    parser.add_argument("--recordings", type=int, default=6, help="recordings a speaker")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("models", nargs="+", help='saved models, "resemblyzer", "mfcc"')
+    add("--data", help="folder, Parquet or tar files by a glob pattern, or name on the Hub, of labelled speech")
+    add("--split", default="test", help="of all data sets here; files are one split, whatever its name")
+    add("--audio_column_name", default="audio")
+    add("--speaker_column_name", default="speaker_id")
+    add("--source_column_name", help="corpus or channel, for error rates within one")
+    add("--id_column_name", default="id")
+    add("--trials", help="list of trials, 'label path path' a line, instead of --data")
+    add("--root", help="folder that the list's paths are relative to")
+    add(
+        "--conditions",
+        nargs="+",
+        default=list(CONDITIONS),
+        metavar="NAME",
+        help=f"of {', '.join(CONDITIONS)}; 'basic' for {', '.join(BASIC_CONDITIONS)}",
+    )
+    add("--seconds", type=float, default=4.0, help="length of a recording")
+    add("--recordings", type=int, default=6, help="recordings a speaker")
+    add("--max_speakers", type=int, help="take so many speakers")
+    add("--seed", type=int, default=0)
+    add("--noise_data", help="recorded noise, in the forms of --data; or noise is generated")
+    add("--calibrate_on", help="speech of other speakers to learn calibrations on, in the form of --data")
+    add("--cohort", help="speech of other speakers to normalise scores by (AS-norm), in the form of --data")
+    add("--top_k", type=int, default=100, help="speakers of the cohort that a score is normalised by")
+    add("--enrolment_recordings", type=int, default=1, help="recordings of one enrolment")
+    add("--enrolment", choices=("mean", "attention"), default="mean", help="how they become one")
+    add("--num_resamples", type=int, default=500, help="of the speakers, for confidence intervals; 0 for none")
+    add("--batch_size", type=int, default=16)
+    add("--cache_dir", help="folder that keeps embeddings")
+    add("--output_dir", type=Path, help="folder for results.json, scores and plots")
+    add("--write_trials", type=Path, help="folder for lists of the trials and their audio, for other tools")
+    args = parser.parse_args(argv)
+    if (args.data is None) == (args.trials is None):
+        parser.error("give --data or --trials")
+    if args.trials is not None and (args.root is None or args.calibrate_on is not None):
+        parser.error("--trials needs --root, and its one condition has no calibration here: leave out --calibrate_on")
+    if args.conditions == ["basic"]:
+        args.conditions = list(BASIC_CONDITIONS)
+    if args.enrolment_recordings > 1 or args.enrolment == "attention":
+        args.conditions = [name for name in args.conditions if CONDITIONS[name][0] == "clean"]
+    return args
 
-    utterances = stream_utterances(args.data, split=args.split, source_column=args.source_column_name)
-    trials = build_trials(utterances, args.seed, args.seconds, args.recordings)
+
+def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enrolment_recordings: int) -> TrialSet:
+    """Build trials of a data set, and say what could not be used."""
+    columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
+    failures: dict[str, str] = {}
+    noise = None
+    if args.noise_data is not None:
+        noise = stream_utterances(args.noise_data, args.split, args.audio_column_name, None, None, args.id_column_name)
+        noise = decodable(noise.rows(), failures)
+    trials = build_trials(
+        decodable(stream_utterances(data, args.split, *columns).rows(), failures),
+        args.seed,
+        args.seconds,
+        args.recordings,
+        conditions,
+        noise,
+        args.max_speakers,
+        enrolment_recordings,
+    )
+    trials.audio_left_out.update(failures)
+    for what, names in (
+        ("recordings", [f"{name} ({why})" for name, why in trials.audio_left_out.items()]),
+        ("speakers with too little speech", trials.speakers_left_out),
+    ):
+        if names:
+            print(f"{len(names)} {what} left out, such as {', '.join(names[:3])}", file=sys.stderr)
+    return trials
+
+
+def commit() -> str | None:
+    """The commit of this code, if it lies in a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def write_plots(folder: Path, scores: Scores) -> None:
+    by_condition = {name: (values, scores.trials.conditions[name].is_target) for name, values in scores.scores.items()}
+    det_figure(by_condition).savefig(folder / "det.png", dpi=150)
+    histogram_figure(by_condition).savefig(folder / "scores.png", dpi=150)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.trials is not None:
+        trials = read_trials(args.trials, args.root)
+    else:
+        trials = open_trials(args, args.data, args.conditions, args.enrolment_recordings)
+    development = cohort = None
+    if args.calibrate_on is not None:
+        development = open_trials(args, args.calibrate_on, args.conditions, args.enrolment_recordings)
+    if args.cohort is not None:
+        cohort = open_trials(args, args.cohort, ["clean"], 1)
+    if args.write_trials is not None:
+        write_trials(args.write_trials, trials)
+
     results = {}
     for name in args.models:
-        model = CSCForSpeechSeparation.from_pretrained(name)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        results[name] = evaluate(model, trials, args.batch_size)
-        print(f"{name}\n{format_report(results[name])}\n", flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
+        embedder = load_embedder(name, args.batch_size)
+        options = args.enrolment, cohort, args.top_k, args.cache_dir
+        calibrations = None if development is None else calibrate(score_trials(embedder, development, *options))
+        scores = score_trials(embedder, trials, *options)
+        results[name] = measure(scores, calibrations, args.num_resamples)
+        print(f"{name}: {format_report(results[name])}\n", flush=True)
+        if args.output_dir is not None:
+            folder = args.output_dir / name.strip("/").replace("/", "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_scores(folder / "scores.csv", scores, calibrations)
+            write_plots(folder, scores)
+    print(format_comparison(results))
+    if args.output_dir is not None:
+        command = shlex.join(["python", *(sys.argv if argv is None else [sys.argv[0], *argv])])
+        report = {"command": command, "seed": args.seed, "commit": commit(), "results": results}
+        (args.output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,43 +1,20 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import csv
 import dataclasses
-import itertools
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tones import RATE, SAMPLES, SECONDS, clip, clips_of
 
 from csc_hf import CSCConfig, CSCForPreTraining, CSCForSpeechSeparation, CSCModel
-from csc_hf.data import Utterance
-from csc_hf.metrics import equal_error_rate
-from csc_hf.verification import build_trials, evaluate, format_report
-
-RATE = 16000
-SECONDS = 0.2
-SAMPLES = 3200
-SOURCES = ["studio", "phone"]
-
-
-def tone(speaker: int, num_samples: int, seed: int) -> np.ndarray:
-    """A "voice": the tone of the speaker (orthogonal over `SAMPLES`), at a level and phase of the clip's own."""
-    level, phase = np.random.default_rng(seed).uniform(0.05, 1.0, 2)
-    angle = 2 * np.pi * (200 + 50 * speaker) * np.arange(num_samples) / RATE
-    return (level * np.cos(angle + 2 * np.pi * phase)).astype(np.float32)
-
-
-def clip(speaker: int, number: int, source: str | None, num_samples: int = SAMPLES) -> Utterance:
-    waveform = tone(speaker, num_samples, seed=100 * speaker + number)
-    return Utterance(id=f"s{speaker}-{number}", waveform=waveform, speaker=f"s{speaker}", source=source)
-
-
-def clips_of(num_speakers: int = 10, num_clips: int = 4, sources: list = SOURCES) -> list[Utterance]:
-    """Clips as long as a recording, the speakers dealt out to the sources in turn."""
-    return [
-        clip(speaker, number, sources[speaker % len(sources)])
-        for speaker in range(num_speakers)
-        for number in range(num_clips)
-    ]
+from csc_hf.embedders import CSCEmbedder, MFCCEmbedder, Slots
+from csc_hf.metrics import as_norm, bootstrap_interval, cllr, equal_error_rate, min_dcf
+from csc_hf.reports import format_comparison
+from csc_hf.trial_files import read_trials, write_trials
+from csc_hf.verification import build_trials, calibrate, evaluate, format_report, measure, score_trials, write_scores
 
 
 class ToneModel(torch.nn.Module):
@@ -94,184 +71,6 @@ class Changed(ToneModel):
 
 def speaker_numbers(trials) -> np.ndarray:
     return np.array([int(recording.speaker[1:]) for recording in trials.recordings])
-
-
-# --- trials -------------------------------------------------------------------------------------------------------
-
-
-def test_trials_depend_on_the_seed_and_not_on_the_order_of_the_clips():
-    clips = clips_of()
-    first, again = (
-        build_trials(clips, seed=1, seconds=SECONDS),
-        build_trials(iter(clips[::-1]), seed=1, seconds=SECONDS),
-    )
-    other = build_trials(clips, seed=2, seconds=SECONDS)
-    assert first.sha256 == again.sha256 != other.sha256
-    for recording, same in zip(first.recordings, again.recordings, strict=True):
-        np.testing.assert_array_equal(recording.waveform, same.waveform)
-    assert (first.talkers["mix0"] == again.talkers["mix0"]).all()
-    assert (first.talkers["mix0"] != other.talkers["mix0"]).any()
-
-
-def test_recordings_are_disjoint_joins_of_one_speaker_and_one_source():
-    rng = np.random.default_rng(0)
-    clips = []
-    for speaker in range(4):
-        for number in range(30):
-            source = SOURCES[number % 2]  # every speaker in both sources
-            length = int(rng.integers(300, 1.3 * SAMPLES))
-            clips.append(clip(speaker, number, source, length))
-    trials = build_trials(clips, seconds=SECONDS, recordings_per_speaker=8)
-    by_id = {c.id: c for c in clips}
-    used, num_joined = [], 0
-    for recording in trials.recordings:
-        speaker, _, parts = recording.id.partition(":")
-        parts = [by_id[part] for part in parts.split("+")]
-        assert {part.speaker for part in parts} == {speaker} == {recording.speaker}
-        assert {part.source for part in parts} == {recording.source}
-        joined = np.concatenate([part.waveform for part in parts])
-        assert len(joined) - len(parts[-1].waveform) < SAMPLES <= len(joined)  # no clip too many
-        np.testing.assert_array_equal(recording.waveform, joined[:SAMPLES])
-        used += [part.id for part in parts]
-        num_joined += len(parts) > 1
-    assert len(used) == len(set(used))
-    assert 10 < num_joined < 32
-    assert np.bincount(speaker_numbers(trials)).tolist() == [8] * 4
-    assert trials.num_speakers == 4
-
-
-def test_speakers_with_too_little_speech_for_two_recordings_are_left_out_and_named():
-    clips = clips_of(3, 2)
-    clips += [clip(7, number, "studio", 1000) for number in range(6)]  # 6000 samples: one recording
-    clips += [clip(8, 0, "studio", 5 * SAMPLES)]  # one clip: no second recording from the same one
-    clips += [clip(9, number, "studio", 1600) for number in range(4)]  # just two recordings
-    trials = build_trials(clips, seconds=SECONDS)
-    assert trials.speakers_left_out == ("s7", "s8")
-    assert {recording.speaker for recording in trials.recordings} == {"s0", "s1", "s2", "s9"}
-    assert evaluate(ToneModel(), trials, progress=False)["num_speakers_left_out"] == 2
-
-
-def test_interferers_are_of_the_same_source_where_possible_and_change_from_recording_to_recording():
-    clips = clips_of(10, 4)  # five speakers a source
-    clips += [clip(20, number, "alone") for number in range(4)]
-    trials = build_trials(clips, seconds=SECONDS)
-    assert (trials.talkers["mix0"][:, 0] == np.arange(44)).all()
-    interferers_of = {}
-    for target, interferer in trials.talkers["mix0"]:
-        target, interferer = trials.recordings[target], trials.recordings[interferer]
-        assert target.speaker != interferer.speaker
-        assert target.source == "alone" or target.source == interferer.source
-        interferers_of.setdefault(target.speaker, set()).add(interferer.speaker)
-    assert {len(interferers) for interferers in interferers_of.values()} == {4}
-
-
-def test_speakers_of_unknown_source_get_any_interferer():
-    trials = build_trials(clips_of(8, 4, ["studio", None]), seconds=SECONDS)
-    pairs = [[trials.recordings[i].source for i in pair] for pair in trials.talkers["mix0"]]
-    assert {interferer for target, interferer in pairs if target == "studio"} == {"studio"}
-    assert {interferer for target, interferer in pairs if target is None} == {"studio", None}
-
-
-def test_unknown_sources_are_within_no_source():
-    trials = build_trials(clips_of(sources=[None]), seconds=SECONDS)
-    assert not any((condition.within_source >= 0).any() for condition in trials.conditions.values())
-    results = evaluate(ToneModel(), trials, progress=False)
-    for condition in results["conditions"].values():
-        assert condition["eer"] == 0.0
-        assert condition["eer_within_source"] is None and condition["eer_slot_known_within_source"] is None
-        assert condition["num_target_within_source"] == condition["num_nontarget_within_source"] == 0
-
-
-def test_mixtures_hold_both_sources_at_0_db():
-    trials = build_trials(clips_of(), seconds=SECONDS)
-    for number in range(len(trials.recordings)):
-        sources = trials.sources("mix0", number)
-        assert sources.shape == (2, SAMPLES) and sources.dtype == np.float32
-        target, interferer = (trials.recordings[i].waveform for i in trials.talkers["mix0"][number])
-        np.testing.assert_array_equal(sources[0], target)
-        assert np.corrcoef(sources[1], interferer)[0, 1] > 1 - 1e-6
-        energy = np.square(sources, dtype=np.float64).sum(axis=1)
-        assert 10 * np.log10(energy[0] / energy[1]) == pytest.approx(0, abs=1e-4)
-        np.testing.assert_array_equal(trials.sources("clean", number), target[None])
-
-
-@pytest.mark.parametrize("name", ["clean", "mix0", "mix0_mix0"])
-def test_trials_are_all_the_pairs_that_the_protocol_allows(name):
-    # Three others in each source and five recordings: some mixtures of a speaker have the same interferer.
-    trials = build_trials(clips_of(8, 5), seconds=SECONDS, seed=3)
-    condition, speakers = trials.conditions[name], speaker_numbers(trials)
-    enrolments, tests = (trials.talkers[kind] for kind in condition.kinds)
-    expected = {}
-    for i, j in itertools.product(range(len(enrolments)), range(len(tests))):
-        if i == j or (name != "mix0" and j < i):
-            continue
-        enrolment, test = speakers[enrolments[i]], speakers[tests[j]]
-        if enrolment[0] == test[0]:
-            if not set(enrolment[1:]) & set(test[1:]):
-                expected[i, j] = True
-        elif not set(enrolment) & set(test):
-            expected[i, j] = False
-    pairs = zip(condition.enrolment.tolist(), condition.test.tolist(), strict=True)
-    assert dict(zip(pairs, condition.is_target.tolist(), strict=True)) == expected
-    assert len(condition.enrolment) == len(expected)
-    assert 0 < sum(expected.values()) < len(expected)
-    sources = np.array([recording.source for recording in trials.recordings])
-    within = sources[enrolments[condition.enrolment, 0]] == sources[tests[condition.test, 0]]
-    np.testing.assert_array_equal(condition.within_source >= 0, within)
-    numbers = {source: number for number, source in enumerate(sorted(set(sources.tolist())))}
-    of_enrolment = np.array([numbers[source] for source in sources[enrolments[condition.enrolment, 0]]])
-    np.testing.assert_array_equal(condition.within_source[within], of_enrolment[within])
-
-
-def test_hash_covers_seed_recordings_mixtures_and_trials():
-    trials = build_trials(clips_of(), seconds=SECONDS)
-    assert len(trials.sha256) == 64
-    clean = trials.conditions["clean"]
-    shorter = dataclasses.replace(
-        clean, **{name: getattr(clean, name)[1:] for name in ("enrolment", "test", "is_target", "within_source")}
-    )
-    flipped = dataclasses.replace(clean, is_target=~clean.is_target)
-    renamed = dataclasses.replace(trials.recordings[0], id="s0:other")
-    variants = [
-        dataclasses.replace(trials, seed=5),
-        dataclasses.replace(trials, seconds=0.1),
-        dataclasses.replace(trials, recordings=(renamed, *trials.recordings[1:])),
-        dataclasses.replace(trials, talkers=trials.talkers | {"mix0": trials.talkers["mix0"][:, ::-1]}),
-        dataclasses.replace(trials, conditions=trials.conditions | {"clean": shorter}),
-        dataclasses.replace(trials, conditions=trials.conditions | {"clean": flipped}),
-    ]
-    assert len({variant.sha256 for variant in [trials, *variants]}) == 7
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"speaker": None}, "'s0-0' has no speaker"),
-        ({"id": "s0-1"}, "two utterances have the id 's0-1'"),
-        ({"waveform": np.full(SAMPLES, np.nan, np.float32)}, "'s0-0' holds NaN"),
-        ({"waveform": np.zeros(SAMPLES, np.float32)}, "'s0:s0-0' is silent"),
-    ],
-)
-def test_clips_that_no_trial_can_be_made_from_are_named(change, message):
-    clips = clips_of()
-    clips[0] = dataclasses.replace(clips[0], **change)
-    with pytest.raises(ValueError, match=message):
-        build_trials(clips, seconds=SECONDS)
-
-
-def test_settings_that_give_no_trials_are_named():
-    with pytest.raises(ValueError, match="recordings_per_speaker must be at least 2"):
-        build_trials(clips_of(), recordings_per_speaker=1)
-    with pytest.raises(ValueError, match="seconds must be at least one sample"):
-        build_trials(clips_of(), seconds=0)
-    with pytest.raises(ValueError, match="0 of 10 speakers"):
-        build_trials(clips_of(), seconds=1.0)
-    with pytest.raises(ValueError, match="1 of 1 speakers"):
-        build_trials(clips_of(1), seconds=SECONDS)
-    with pytest.raises(ValueError, match="0 of 0 speakers"):
-        build_trials([], seconds=SECONDS)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        evaluate(ToneModel(), build_trials(clips_of(), seconds=SECONDS), batch_size=0)
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -412,8 +211,11 @@ def test_each_signal_is_heard_once_whatever_the_batch_size(trials):
         model = ToneModel()
         results.append(evaluate(model, trials, batch_size=batch_size, progress=False))
         assert model.num_heard == 2 * len(trials.recordings)
+    improvements = [result["si_sdr_improvement"] for result in results]
+    assert improvements == [result["conditions"]["mix0"].pop("si_sdr_improvement") for result in results]
+    assert improvements == [result["conditions"]["mix0_mix0"].pop("si_sdr_improvement") for result in results]
+    assert improvements == pytest.approx(3 * [improvements[0]], abs=0.01)
     assert results[0]["conditions"] == results[1]["conditions"] == results[2]["conditions"]
-    assert results[0]["si_sdr_improvement"] == pytest.approx(results[2]["si_sdr_improvement"], abs=0.01)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -435,9 +237,11 @@ def test_every_module_gets_its_mode_back(trials, fails):
 
 def test_embeddings_that_are_not_numbers_are_an_error(trials):
     def break_one(output):
-        output.source_embeddings[0] = torch.nan
+        output.source_embeddings[0, 1, 2] = torch.nan
 
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(
+        ValueError, match="3 embeddings are zero, NaN or infinite, the first is of 's0:s0-.' as 'clean'"
+    ):
         evaluate(Changed(break_one), trials, progress=False)
 
 
@@ -456,13 +260,277 @@ def test_report_shows_each_condition_in_percent_and_a_dash_for_nothing(trials):
     results["conditions"]["mix0"]["eer_within_source"] = 0.1234
     report = format_report(results)
     lines = {line.split()[0]: line.split() for line in report.splitlines() if line.strip()}
-    assert lines["clean"] == ["clean", "0.0", "0.0", "0.0", "0.0", "60", "720"]
+    assert lines["clean"] == ["clean", "0.0", "0.0", "0.0", "0.0", "0.000", "60", "720"]
     assert lines["mix0"][1:5] == ["0.0", "12.3", "0.0", "0.0"]
     assert f"SI-SDR improvement {results['si_sdr_improvement']:.1f} dB" in report
     assert trials.sha256[:12] in report
     report = format_report(evaluate(Changed(without_separator), trials, progress=False))
     assert "SI-SDR improvement -" in report
     assert next(line.split() for line in report.splitlines() if line.startswith("clean"))[3:5] == ["-", "-"]
+
+
+# --- any embedder ----------------------------------------------------------------------------------------------------
+
+
+class Tones:
+    """An embedder by the protocol: magnitudes of the tones; all zero if it is silent."""
+
+    def __init__(self, fingerprint=None, silent=False):
+        self.fingerprint = fingerprint
+        self.silent = silent
+        self.num_heard = 0
+
+    def __call__(self, waveforms):
+        self.num_heard += len(waveforms)
+        energies = [np.abs(np.fft.rfft(waveform))[40:440:10] for waveform in waveforms]  # 200, 250, ... Hz
+        return np.array(energies) * (not self.silent)
+
+
+ALL = ["clean", "noise0", "mix5", "mix3", "overlap50", "mix0_mix0"]
+
+
+@pytest.fixture(scope="module")
+def adverse():
+    return build_trials(clips_of(), seconds=SECONDS, conditions=ALL)
+
+
+def test_a_function_from_waveforms_to_embeddings_is_all_it_takes(adverse):
+    results = measure(score_trials(lambda waveforms: Tones()(waveforms), adverse, progress=False), num_resamples=20)
+    assert list(results["conditions"]) == ALL
+    for condition in results["conditions"].values():
+        assert condition["eer"] < 0.02  # tones stand out of noise and of each other
+        assert condition["eer_slot_known"] is None and condition["si_sdr_improvement"] is None
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_embeddings_of_no_length_are_an_error(adverse):
+    with pytest.raises(ValueError, match="40 embeddings are zero, NaN or infinite, the first is of 's0:"):
+        score_trials(Tones(silent=True), adverse, progress=False)
+
+
+def test_more_talkers_than_slots_are_scored_but_not_separated(adverse):
+    scores = score_trials(CSCEmbedder(ToneModel()), adverse, progress=False)
+    assert scores.si_sdr_improvement["mix3"] is None and scores.si_sdr_improvement["mix5"] > 30
+    assert scores.si_sdr_improvement["clean"] is scores.si_sdr_improvement["noise0"] is None
+    assert len(scores.slot_known["mix3"]) == len(scores.scores["mix3"]) == len(adverse.conditions["mix3"].test)
+
+
+def test_one_slot_is_known_to_be_the_target_s(adverse):
+    def passed_on(waveforms):
+        embeddings = Tones()(waveforms)[:, None]
+        return Slots(embeddings, np.zeros(embeddings.shape[:2]), [waveform[None] for waveform in waveforms])
+
+    scores = score_trials(passed_on, adverse, progress=False)
+    for name in ALL:
+        np.testing.assert_array_equal(scores.slot_known[name], scores.scores[name])
+    assert set(scores.si_sdr_improvement.values()) == {None}  # nothing was separated
+
+
+class Noisy:
+    """Embeddings of two slots that are random but for a part of the tone's."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+
+    def __call__(self, waveforms):
+        rng = np.random.default_rng(self.seed)
+        tones = Tones()(waveforms)[:, None]
+        embeddings = tones / np.linalg.norm(tones, axis=-1, keepdims=True) + rng.normal(0, 0.2, (len(tones), 2, 40))
+        return Slots(embeddings, rng.normal(0, 1, (len(tones), 2)))
+
+
+@pytest.mark.parametrize("num_scores", [1, 1000])
+def test_blocks_do_not_change_scores(adverse, num_scores, monkeypatch):
+    whole = score_trials(Noisy(), adverse, progress=False).scores
+    monkeypatch.setattr("csc_hf.verification.SCORES_AT_A_TIME", num_scores)
+    blocks = score_trials(Noisy(), adverse, progress=False).scores
+    for name in ALL:
+        np.testing.assert_allclose(blocks[name], whole[name], atol=1e-6)
+
+
+def test_figures_are_those_of_the_metrics(adverse):
+    scores = score_trials(Noisy(), adverse, progress=False)
+    results = measure(scores, num_resamples=30)
+    assert 0.02 < results["conditions"]["clean"]["eer"] < 0.4
+    for name, trials in adverse.conditions.items():
+        figures, values = results["conditions"][name], scores.scores[name]
+        assert figures["eer"] == equal_error_rate(values, trials.is_target)
+        assert figures["min_dcf"] == min_dcf(values, trials.is_target)
+        speakers = adverse.speakers[trials.enrolment], adverse.speakers[trials.test]
+        assert figures["eer_interval"] == list(bootstrap_interval(values, *speakers, num_resamples=30))
+    report = format_report(results).splitlines()
+    low, high = results["conditions"]["clean"]["eer_interval"]
+    assert f"({100 * low:.1f}-{100 * high:.1f})" in next(line for line in report if line.startswith("clean"))
+    comparison = format_comparison({"one": results, "two": measure(scores)}).splitlines()
+    assert comparison[0].split() == ["EER", "%", "one", "two"]
+    eer = f"{100 * results['conditions']['mix3']['eer']:.1f}"
+    line = next(line for line in comparison if line.startswith("mix3")).split()
+    assert line[1] == line[-1] == eer and line[2].startswith("(")
+
+
+def test_several_recordings_enrol_by_the_mean_of_their_unit_embeddings():
+    trials = build_trials(clips_of(), seconds=SECONDS, conditions=["clean", "mix0"], enrolment_recordings=3)
+    scores = score_trials(Noisy(), trials, progress=False)
+    slots = Noisy()([trials.signal("clean", number)[0] for number in range(len(trials.recordings))])
+    main = slots.embeddings[np.arange(40), slots.activity.argmax(axis=1)]
+    main /= np.linalg.norm(main, axis=1, keepdims=True)
+    clean = trials.conditions["clean"]
+    for score, enrolment, test in zip(scores.scores["clean"], clean.enrolment, clean.test, strict=True):
+        mean = main[trials.enrolments[enrolment]].mean(axis=0)
+        assert score == pytest.approx(mean @ main[test] / np.linalg.norm(mean), abs=1e-5)
+    one = score_trials(Noisy(), build_trials(clips_of(), seconds=SECONDS, conditions=["clean"]), progress=False)
+    assert measure(scores)["conditions"]["clean"]["eer"] < measure(one)["conditions"]["clean"]["eer"]
+    assert measure(scores)["enrolment_recordings"] == 3
+
+
+@pytest.mark.parametrize("num_recordings", [1, 2])
+def test_enrolment_by_attention_is_what_the_model_aggregates(num_recordings):
+    torch.manual_seed(0)
+    model = CSCForPreTraining(CSCConfig.tiny(front_end="stft")).eval()
+    trials = build_trials(clips_of(4, 3), seconds=SECONDS, conditions=["mix0"], enrolment_recordings=num_recordings)
+    scores = score_trials(CSCEmbedder(model), trials, enrolment="attention", progress=False).scores["mix0"]
+    condition = trials.conditions["mix0"]
+    for p in range(0, len(scores), 7):
+        with torch.inference_mode():
+            numbers = trials.enrolments[condition.enrolment[p]]
+            audio = torch.stack([torch.from_numpy(trials.recordings[i].waveform) for i in numbers])
+            output = model.csc(audio)
+            main = output.source_embeddings[torch.arange(num_recordings), output.source_activity.argmax(-1)]
+            memory = output.source_hidden_states.flatten(0, 2)
+            enrolled = model.aggregate(torch.nn.functional.normalize(main.mean(0), dim=0), memory)
+            test = model(torch.from_numpy(trials.signal("mix0", condition.test[p])[0])[None])
+            active = test.source_activity[0] > 0
+            active[test.source_activity[0].argmax()] = True
+            expected = (test.source_embeddings[0] @ enrolled)[active].max()
+        assert scores[p] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_attention_that_cannot_be_is_named(trials, adverse):
+    model = CSCForPreTraining(CSCConfig.tiny())
+    with pytest.raises(ValueError, match="'mix0_mix0' enrols from mixtures"):
+        score_trials(CSCEmbedder(model), trials, enrolment="attention", progress=False)
+    clean = build_trials(clips_of(), seconds=SECONDS, conditions=["clean"])
+    with pytest.raises(ValueError, match="cross-attention, which CSCModel lacks"):
+        score_trials(CSCEmbedder(CSCModel(CSCConfig.tiny())), clean, enrolment="attention", progress=False)
+    with pytest.raises(ValueError, match="needs the cross-attention of CSC"):
+        score_trials(Noisy(), clean, enrolment="attention", progress=False)
+    with pytest.raises(ValueError, match="'median'"):
+        score_trials(Noisy(), clean, enrolment="median", progress=False)
+
+
+def cohort_of(first: int, count: int):
+    clips = [clip(speaker, number, "studio") for speaker in range(first, first + count) for number in range(3)]
+    return build_trials(clips, seconds=SECONDS, conditions=["clean"])
+
+
+def test_scores_are_normalised_by_a_cohort(adverse):
+    cohort = cohort_of(20, 6)
+    plain = score_trials(Tones(), adverse, progress=False)
+    normalised = score_trials(Tones(), adverse, cohort=cohort, top_k=4, progress=False)
+
+    def unit(vectors):
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    members = unit(Tones()([recording.waveform for recording in cohort.recordings]))
+    members = unit(np.stack([members[cohort.speakers == speaker].mean(axis=0) for speaker in range(6)]))
+    for name in ("clean", "mix5"):
+        condition = adverse.conditions[name]
+        sides = [
+            unit(Tones()([adverse.signal(kind, number)[0] for number in range(40)])) @ members.T
+            for kind in condition.kinds
+        ]
+        expected = as_norm(plain.scores[name], condition.enrolment, condition.test, *sides, 4)
+        np.testing.assert_allclose(normalised.scores[name], expected, rtol=1e-3)
+    # A larger top_k than the cohort takes all of it.
+    assert np.isfinite(score_trials(Tones(), adverse, cohort=cohort, progress=False).scores["clean"]).all()
+    with pytest.raises(ValueError, match="3 speakers of the cohort are in the trials, such as 's7'"):
+        score_trials(Tones(), adverse, cohort=cohort_of(7, 5), progress=False)
+
+
+def test_likelihood_ratios_are_calibrated_on_other_speakers(adverse, tmp_path):
+    development = score_trials(
+        Noisy(1), build_trials(cohort_of(20, 10).recordings, seconds=SECONDS, conditions=ALL), progress=False
+    )
+    calibrations = calibrate(development)
+    scores = score_trials(Noisy(), adverse, progress=False)
+    results = measure(scores, calibrations)
+    for name, condition in adverse.conditions.items():
+        figures = results["conditions"][name]
+        assert calibrations[name].condition == name
+        assert calibrations[name].trials_sha256 == development.trials.sha256
+        assert figures["cllr"] == cllr(calibrations[name].llr(scores.scores[name]), condition.is_target)
+        assert 0 < figures["min_cllr"] < figures["cllr"] and figures["min_dcf"] <= figures["actual_dcf"]
+    report = format_report(results)
+    assert "actDCF" in report and f"{results['conditions']['clean']['cllr']:.3f}" in report
+    assert "actDCF" not in format_report(measure(scores))
+
+    write_scores(tmp_path / "scores.csv", scores, calibrations)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(condition.test) for condition in adverse.conditions.values())
+    mix3 = [row for row in rows if row["condition"] == "mix3"]
+    condition = adverse.conditions["mix3"]
+    for row, i, j, is_target, score in zip(
+        mix3, condition.enrolment, condition.test, condition.is_target, scores.scores["mix3"], strict=True
+    ):
+        assert (row["enrolment"], row["test"]) == (adverse.recordings[i].id, adverse.recordings[j].id)
+        assert row["is_target"] == str(int(is_target))
+        assert float(row["score"]) == pytest.approx(score, rel=1e-4)
+        assert float(row["llr"]) == pytest.approx(calibrations["mix3"].llr(score), rel=1e-3, abs=1e-3)
+
+    with pytest.raises(ValueError, match="these very trials"):
+        measure(development, calibrations)
+    with pytest.raises(ValueError, match="no calibration for condition 'noise0'"):
+        measure(scores, {"clean": calibrations["clean"]})
+
+
+def test_embeddings_are_cached_by_model_audio_and_kind(adverse, tmp_path):
+    def run(embedder, trials=adverse):
+        return score_trials(embedder, trials, cache_dir=tmp_path, progress=False).scores
+
+    first, second, other = Tones("a"), Tones("a"), Tones("b")
+    scores = run(first)
+    again = run(second)
+    assert first.num_heard == 6 * 40 and second.num_heard == 0
+    for name in ALL:
+        np.testing.assert_array_equal(scores[name], again[name])
+    run(other)
+    assert other.num_heard == 6 * 40
+    # Other trials over the same audio find what they need: mix10 is new.
+    run(second, build_trials(clips_of(), seconds=SECONDS, conditions=["clean", "mix5", "mix10"]))
+    assert second.num_heard == 40
+    louder = [dataclasses.replace(c, waveform=c.waveform / 2) for c in clips_of()]
+    third = Tones("a")
+    run(third, build_trials(louder, seconds=SECONDS, conditions=["clean"]))
+    assert third.num_heard == 40
+    with pytest.raises(ValueError, match="no fingerprint"):
+        run(Noisy())
+
+
+def test_the_cache_keeps_the_slots_of_our_models(trials, tmp_path):
+    torch.manual_seed(0)
+    embedder = CSCEmbedder(CSCForSpeechSeparation(CSCConfig.tiny(front_end="stft")))
+    fresh, cached, plain = (
+        score_trials(embedder, trials, cache_dir=folder, progress=False) for folder in (tmp_path, tmp_path, None)
+    )
+    assert measure(fresh) == measure(cached) == measure(plain)
+    assert not list(tmp_path.glob("*.unfinished")) and len(list(tmp_path.glob("*.npz"))) == 2
+    with torch.no_grad():
+        next(embedder.model.parameters()).add_(1)
+    assert measure(score_trials(embedder, trials, cache_dir=tmp_path, progress=False)) != measure(cached)
+
+
+def test_trials_of_files_score_as_those_that_they_were_written_from(tmp_path):
+    trials = build_trials(clips_of(4), seconds=SECONDS, conditions=["clean", "mix0"])
+    write_trials(tmp_path, trials)
+    embedder = MFCCEmbedder()
+    expected = score_trials(embedder, trials, progress=False)
+    for name in trials.conditions:
+        read = score_trials(embedder, read_trials(tmp_path / f"{name}.txt", tmp_path), progress=False)
+        np.testing.assert_allclose(read.scores[name], expected.scores[name], atol=1e-6)
+        results = measure(read, num_resamples=10)
+        assert results["seconds"] is None and results["conditions"][name]["eer_within_source"] is None
+        assert "4 speakers" in format_report(results) or name == "mix0"
 
 
 # --- with our models ----------------------------------------------------------------------------------------------

@@ -31,11 +31,7 @@ from .metrics import (
     equal_error_rate,
     si_sdr_improvement,
 )
-from .reports import format_report as format_report
-from .trials import BASIC_CONDITIONS as BASIC_CONDITIONS
-from .trials import CONDITIONS as CONDITIONS
 from .trials import KINDS, Trials, TrialSet
-from .trials import build_trials as build_trials
 
 SIGNALS_AT_A_TIME = 64
 """Signals that an embedder gets at a time; it makes batches of them."""

@@ -24,7 +24,9 @@ from transformers import Trainer, TrainingArguments, set_seed
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForXVector, CSCModelOutput
 from csc_hf.data import Utterance, stream_utterances
 from csc_hf.mixing import Clip, MixingConfig, draw_group, mix
-from csc_hf.verification import TrialSet, build_trials, evaluate, format_report
+from csc_hf.reports import format_report
+from csc_hf.trials import TrialSet, build_trials
+from csc_hf.verification import evaluate
 
 PRESETS = ("tiny", "small", "base")
 

@@ -12,9 +12,10 @@ from tones import RATE, SAMPLES, SECONDS, clip, clips_of
 from csc_hf import CSCConfig, CSCForPreTraining, CSCForSpeechSeparation, CSCModel
 from csc_hf.embedders import CSCEmbedder, MFCCEmbedder, Slots
 from csc_hf.metrics import as_norm, bootstrap_interval, cllr, equal_error_rate, min_dcf
-from csc_hf.reports import format_comparison
+from csc_hf.reports import format_comparison, format_report
 from csc_hf.trial_files import read_trials, write_trials
-from csc_hf.verification import build_trials, calibrate, evaluate, format_report, measure, score_trials, write_scores
+from csc_hf.trials import build_trials
+from csc_hf.verification import calibrate, evaluate, measure, score_trials, write_scores
 
 
 class ToneModel(torch.nn.Module):

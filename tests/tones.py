@@ -1,0 +1,32 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Voices that are tones, so that it is known who can be told apart."""
+
+import numpy as np
+
+from csc_hf.data import Utterance
+
+RATE = 16000
+SECONDS = 0.2
+SAMPLES = 3200
+SOURCES = ["studio", "phone"]
+
+
+def tone(speaker: int, num_samples: int, seed: int) -> np.ndarray:
+    """A "voice": the tone of the speaker (orthogonal over `SAMPLES`), at a level and phase of the clip's own."""
+    level, phase = np.random.default_rng(seed).uniform(0.05, 1.0, 2)
+    angle = 2 * np.pi * (200 + 50 * speaker) * np.arange(num_samples) / RATE
+    return (level * np.cos(angle + 2 * np.pi * phase)).astype(np.float32)
+
+
+def clip(speaker: int, number: int, source: str | None, num_samples: int = SAMPLES) -> Utterance:
+    waveform = tone(speaker, num_samples, seed=100 * speaker + number)
+    return Utterance(id=f"s{speaker}-{number}", waveform=waveform, speaker=f"s{speaker}", source=source)
+
+
+def clips_of(num_speakers: int = 10, num_clips: int = 4, sources: list = SOURCES) -> list[Utterance]:
+    """Clips as long as a recording, the speakers dealt out to the sources in turn."""
+    return [
+        clip(speaker, number, sources[speaker % len(sources)])
+        for speaker in range(num_speakers)
+        for number in range(num_clips)
+    ]

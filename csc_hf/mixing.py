@@ -348,7 +348,7 @@ def mix(
     speech = sources.sum(axis=0)
 
     noise = np.zeros_like(speech)
-    if recipe.noise is not None and _power(speech) >= SILENCE_POWER:
+    if recipe.noise is not None and power(speech) >= SILENCE_POWER:
         if isinstance(recipe.noise, GeneratedNoise):
             noise = _coloured_noise(recipe.num_samples, recipe.noise)
         else:
@@ -554,17 +554,17 @@ def _response(room: SimulatedRoom | str, waveforms: Mapping[str, np.ndarray]) ->
     return simulate(room) if isinstance(room, SimulatedRoom) else align_response(_find(room, waveforms), room)
 
 
-def _power(samples: np.ndarray) -> float:
+def power(samples: np.ndarray) -> float:
     """Mean square."""
     return float(np.mean(np.square(samples, dtype=np.float64)))
 
 
 def _gain(reference: np.ndarray, samples: np.ndarray, ratio_db: float) -> np.float32:
     """Factor that puts `samples` `ratio_db` below the reference; 1 if one of them is silent."""
-    reference_power, power = _power(reference), _power(samples)
-    if min(reference_power, power) < SILENCE_POWER:
+    of_reference, of_samples = power(reference), power(samples)
+    if min(of_reference, of_samples) < SILENCE_POWER:
         return np.float32(1)
-    return np.float32(np.sqrt(reference_power / power * 10 ** (-ratio_db / 10)))
+    return np.float32(np.sqrt(of_reference / of_samples * 10 ** (-ratio_db / 10)))
 
 
 def _coloured_noise(num_samples: int, recipe: GeneratedNoise) -> np.ndarray:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from .audio import decode_audio
 from .calibration import Calibration
 from .long_audio import CHUNK_SECONDS, OVERLAP_SECONDS, Recording, chunks, embed, separate
-from .mixing import SILENCE_POWER
+from .mixing import SILENCE_POWER, power
 from .modeling_csc import CSCForSpeechSeparation
 
 logger = logging.get_logger(__name__)
@@ -103,7 +103,7 @@ class _CSCPipeline(Pipeline):
 
 def is_silent(waveform: np.ndarray) -> bool:
     """Whether a waveform (T,) is below −80 dB of full scale, on average."""
-    return bool(np.mean(np.square(waveform, dtype=np.float64)) < SILENCE_POWER)
+    return power(waveform) < SILENCE_POWER
 
 
 class SpeakerVerificationPipeline(_CSCPipeline):

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .audio import SAMPLING_RATE
 from .data import Row, Rows, Utterance, UtteranceStream
-from .mixing import SILENCE_POWER, Clip
+from .mixing import SILENCE_POWER, Clip, power
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +218,11 @@ class Reservoir:
         self._examples: list[str] = []  # of rows skipped since
 
     @property
+    def num_streams(self) -> int:
+        """Data sets that are read."""
+        return len(self._readers)
+
+    @property
     def epoch(self) -> int:
         """Of the data set that is furthest behind."""
         return min(reader.epoch for reader in self._readers)
@@ -308,7 +313,7 @@ class Reservoir:
             waveform = waveform[start : start + self._max_samples].copy()  # a view would keep the whole in memory
         if not np.isfinite(waveform).all():
             raise UnusableRow("not finite")
-        if np.mean(np.square(waveform)) < SILENCE_POWER:
+        if power(waveform) < SILENCE_POWER:
             raise UnusableRow("silent")
         return Held(replace(utterance, waveform=waveform), start, place)
 

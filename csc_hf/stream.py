@@ -157,14 +157,13 @@ class _Share:
             self.noise.take_over([state["noise"] for state in states])
 
     def _check_data(self, states: Sequence[Mapping[str, Any]]) -> None:
-        own = self.state_dict()
         for state in states:
-            former, now = len(state["speech"]["readers"]), len(own["speech"]["readers"])
+            former, now = len(state["speech"]["readers"]), self.speech.num_streams
             if former != now:
                 raise ValueError(f"{now} data sets of speech: the state was saved with {former}, give the same ones")
-            if (state["noise"] is None) != (own["noise"] is None):
+            if (state["noise"] is None) != (self.noise is None):
                 raise ValueError(
-                    f"{'no ' if own['noise'] is None else ''}recorded noise is given: when the state was saved it was "
+                    f"{'no ' if self.noise is None else ''}recorded noise is given: when the state was saved it was "
                     "the other way round, give what was given then"
                 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from .audio import SAMPLING_RATE, decode_audio
-from .mixing import SILENCE_POWER
+from .mixing import SILENCE_POWER, power
 from .trials import Trials, TrialSet
 
 
@@ -29,7 +29,7 @@ class AudioFile:
     @property
     def waveform(self) -> np.ndarray:
         waveform = decode_audio(self.path)
-        if not np.square(waveform, dtype=np.float64).mean() >= SILENCE_POWER:  # NaN is not, either
+        if not power(waveform) >= SILENCE_POWER:  # NaN is not, either
             raise ValueError(f"{str(self.path)!r} is silent or holds NaN: take its trials off the list")
         return waveform
 

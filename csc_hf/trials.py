@@ -18,7 +18,17 @@ import numpy as np
 
 from .audio import SAMPLING_RATE
 from .data import Row, Utterance
-from .mixing import NOISE_TILT, SILENCE_POWER, GeneratedNoise, MixtureRecipe, Piece, RecordedNoise, SourceRecipe, mix
+from .mixing import (
+    NOISE_TILT,
+    SILENCE_POWER,
+    GeneratedNoise,
+    MixtureRecipe,
+    Piece,
+    RecordedNoise,
+    SourceRecipe,
+    mix,
+    power,
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class TrialSet:
         for source, interferer in zip(sources[1:], interferers, strict=True):
             stretch = _loudest(interferer, round(how.overlap * len(target)))
             start = rng.integers(len(target) - len(stretch) + 1)
-            gain = np.sqrt(_power(target) / _power(stretch) * 10 ** (-how.sir_db / 10))
+            gain = np.sqrt(power(target) / power(stretch) * 10 ** (-how.sir_db / 10))
             source[start : start + len(stretch)] = gain * stretch
         signal = sources.sum(axis=0)
         if how.snr_db is not None:
@@ -310,7 +320,7 @@ def _usable(
         seen.add(utterance.id)
         if not np.isfinite(utterance.waveform).all():
             left_out[utterance.id] = "holds NaN or infinite samples"
-        elif _power(utterance.waveform[:num_samples]) < SILENCE_POWER:
+        elif power(utterance.waveform[:num_samples]) < SILENCE_POWER:
             left_out[utterance.id] = "is silent"
         else:
             yield utterance
@@ -388,7 +398,7 @@ def _cut_noise(recordings: Iterable[Utterance], seed: int, num_samples: int, at_
             name = f"{recording.id}#{number}"
             rank = _rank(seed, "noise", name)
             stretch = waveform[number * num_samples : (number + 1) * num_samples]
-            if _power(stretch) < SILENCE_POWER or (len(stretches) == at_most and rank > stretches[-1][0]):
+            if power(stretch) < SILENCE_POWER or (len(stretches) == at_most and rank > stretches[-1][0]):
                 continue
             bisect.insort(stretches, (rank, Utterance(name, stretch.copy())), key=lambda entry: entry[0])
             del stretches[at_most:]
@@ -452,11 +462,6 @@ def _rank(seed: int, what: str, name: str) -> int:
     """A number that decides on an order, drawn from the seed and a name."""
     digest = hashlib.blake2b(json.dumps([seed, what, name]).encode(), digest_size=8).digest()
     return int.from_bytes(digest)
-
-
-def _power(samples: np.ndarray) -> float:
-    """Mean square."""
-    return float(np.mean(np.square(samples, dtype=np.float64)))
 
 
 def _loudest_start(waveform: np.ndarray, num_samples: int) -> int:

@@ -21,12 +21,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
-from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForXVector, CSCModelOutput
+from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForXVector
 from csc_hf.data import Utterance, stream_utterances
+from csc_hf.embedders import XVectorEmbedder
 from csc_hf.mixing import Clip, MixingConfig, draw_group, mix
 from csc_hf.reports import format_report
 from csc_hf.trials import TrialSet, build_trials
-from csc_hf.verification import evaluate
+from csc_hf.verification import measure, score_trials
 
 PRESETS = ("tiny", "small", "base")
 
@@ -123,22 +124,10 @@ class SpeakerCrops(Dataset):
         }
 
 
-class OneEmbedding(torch.nn.Module):
-    """The head as `csc_hf.verification` wants models: with slots, of which it has one."""
-
-    def __init__(self, head: CSCForXVector):
-        super().__init__()
-        self.head = head
-
-    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> CSCModelOutput:
-        embeddings = self.head(input_values, attention_mask).embeddings[:, None]
-        return CSCModelOutput(source_embeddings=embeddings, source_activity=torch.zeros(embeddings.shape[:2]))
-
-
-def verify(model: CSCForXVector, trials: TrialSet) -> dict:
+def verify(model: CSCForXVector, extractor: CSCFeatureExtractor, trials: TrialSet) -> dict:
     """Equal error rates of the head's embedding by condition. With two talkers at 0 dB there is no louder one: what
     one embedding a recording can do there is limited."""
-    return evaluate(OneEmbedding(model), trials)
+    return measure(score_trials(XVectorEmbedder(model.eval(), extractor), trials))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -163,6 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args.model, len(crops.speakers))
     if args.freeze_encoder:
         freeze_encoder(model)
+    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -178,12 +168,12 @@ def main(argv: list[str] | None = None) -> None:
             report_to="none",
         ),
         train_dataset=crops,
-        processing_class=CSCFeatureExtractor(min_samples=model.config.segment_samples),  # saved beside the model
+        processing_class=extractor,  # saved beside the model
     )
-    results = {"settings": vars(args), "before": verify(model, trials)}
+    results = {"settings": vars(args), "before": verify(model, extractor, trials)}
     trainer.train()
     results["loss"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    results["after"] = verify(model, trials)
+    results["after"] = verify(model, extractor, trials)
     trainer.save_model()
     Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"{len(crops.speakers)} training speakers, {len(utterances)} utterances. Saved in {args.output_dir}")

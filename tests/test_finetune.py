@@ -133,7 +133,7 @@ def test_the_saved_folder_gives_the_same_figures(finished):
     if name == "verification":
         utterances = module.load_utterances(args, args.train_data, "test")
         trials = module.build_trials(utterances, args.seed, args.eval_seconds, args.eval_recordings)
-        assert module.verify(model, trials) == results["after"]
+        assert module.verify(model, AutoFeatureExtractor.from_pretrained(folder), trials) == results["after"]
     elif name == "diarization":
         utterances = module.load_utterances(args, args.train_data, "test")
         config = module.ConversationConfig(**{name: getattr(args, name) for name in module.CONVERSATION})

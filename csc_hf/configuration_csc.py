@@ -41,6 +41,8 @@ class CSCConfig(PreTrainedConfig):
         num_sources (`int`, defaults to 2): C, slots: the most speakers that a mixture may hold.
         speaker_embedding_size (`int`, defaults to 256): E, size of the speaker embedding and of the global speaker
             vector [O].
+        use_cross_attention (`bool`, defaults to `True`): Whether the global speaker vector is read by cross-attention
+            [A]. Without, all segments of the memory count alike [O], which shows what the attention is worth.
         hidden_dropout (`float`, defaults to 0.1): Dropout on what a block adds to its input [G].
         attention_dropout (`float`, defaults to 0.1): Dropout on attention weights [G].
         layer_norm_eps (`float`, defaults to 1e-5): Added to variances.
@@ -87,6 +89,7 @@ class CSCConfig(PreTrainedConfig):
     num_speaker_layers: int = 2
     num_sources: int = 2
     speaker_embedding_size: int = 256
+    use_cross_attention: bool = True
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     layer_norm_eps: float = 1e-5

@@ -491,9 +491,21 @@ class CSCSpeakerAggregator(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.memory_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.q_proj = nn.Linear(config.speaker_embedding_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.use_cross_attention = config.use_cross_attention
+        if config.use_cross_attention:
+            self.memory_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            self.q_proj = nn.Linear(config.speaker_embedding_size, config.hidden_size)
+            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def scores(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """`query` (..., E), `memory` (..., M, D) → how well each segment answers, (..., heads, M); all alike without
+        cross-attention."""
+        if not self.use_cross_attention:
+            batch = torch.broadcast_shapes(query.shape[:-1], memory.shape[:-2])
+            return torch.zeros(*batch, self.num_heads, memory.shape[-2], device=memory.device)
+        query = self.q_proj(query.to(memory.dtype)).unflatten(-1, (self.num_heads, -1))
+        key = self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
+        return torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
 
     def forward(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
@@ -501,9 +513,7 @@ class CSCSpeakerAggregator(nn.Module):
         """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → mean and
         mean square of the memory, each head's of its own channels (..., heads, 2, D / heads), and the log of the sum
         of its exponentiated scores (..., heads)."""
-        query = self.q_proj(query.to(memory.dtype)).unflatten(-1, (self.num_heads, -1))
-        key = self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
-        scores = torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
+        scores = self.scores(query, memory)
         scores = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min)
         value = torch.stack([memory.float(), memory.float().square()], dim=-2)  # (..., M, 2, D)
         value = value.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)

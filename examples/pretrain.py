@@ -6,8 +6,9 @@ Pre-trains CSC on streamed mixtures of single-speaker audio, with Accelerate.
     accelerate launch examples/pretrain.py --config examples/configs/base.yaml --train_data path/to/parquet_folder
 
 Every option can stand in the YAML file that --config names, and on the command line, which wins. The YAML file also
-has a `model` mapping (`preset` and any field of CSCConfig) and a `mixing` mapping (fields of MixingConfig), and its
-`train_data` may be several data sets: a mapping from names to their `path`, `probability`, `split`, columns, ...
+has a `model` mapping (`preset`, `attn_implementation`, any field of CSCConfig) and a `mixing` mapping (fields of
+MixingConfig), and its `train_data` may be several data sets: a mapping from names to their `path`, `probability`,
+`split`, columns, ...
 """
 
 import argparse
@@ -160,7 +161,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     given = {"options": from_file, **nested}
     allowed = {
         "options": {action.dest for action in parser._actions},
-        "model": {field.name for field in dataclasses.fields(CSCConfig)} | {"preset"},
+        "model": {field.name for field in dataclasses.fields(CSCConfig)} | {"preset", "attn_implementation"},
         # These two are --per_device_train_batch_size and the model's.
         "mixing": {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"},
     }
@@ -568,9 +569,8 @@ class Trainer:
         self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
         self.guard.since = progress["collapsed_since"]
         streams = [json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))]
-        former, now = (
-            (stream["world_size"], stream["num_workers"]) for stream in (streams[0], self.stream.state_dict())
-        )
+        former = streams[0]["world_size"], streams[0]["num_workers"]
+        now = self.stream.world_size, self.stream.num_workers
         if former == now:
             (own,) = (stream for stream in streams if stream["rank"] == self.accelerator.process_index)
             self.stream.load_state_dict(own)

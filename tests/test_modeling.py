@@ -259,8 +259,9 @@ def reference_contrast(model, embeddings, speaker_ids, memory, mask):
     return -torch.stack(log_ps).mean(), torch.stack(bounds).mean(), sum(hits) / len(hits), vectors
 
 
-def test_contrast_is_that_of_its_definition():
-    model = CSCForPreTraining(tiny(initializer_range=0.5))
+@pytest.mark.parametrize("use_cross_attention", [True, False])
+def test_contrast_is_that_of_its_definition(use_cross_attention):
+    model = CSCForPreTraining(tiny(initializer_range=0.5, use_cross_attention=use_cross_attention))
     embeddings, ids, memory, mask = contrast_inputs(model)
     ids[5] = torch.tensor([2, -100])
     ids[0, 1] = 7  # an identity of a single mixture
@@ -376,6 +377,17 @@ def test_aggregate_ignores_what_the_mask_hides():
     torch.testing.assert_close(model.aggregate(query, changed, mask), expected)
     torch.testing.assert_close(expected.norm(dim=-1), torch.ones(3))
     assert not torch.allclose(model.aggregate(-query, memory[:, :6]), expected, atol=1e-3)  # it does read the query
+
+
+def test_without_cross_attention_all_segments_count_alike():
+    model = CSCForPreTraining(tiny(use_cross_attention=False))
+    query, memory = F.normalize(torch.randn(3, 32), dim=-1), torch.randn(3, 9, 16)
+    branch = model.csc.speaker_branch
+    expected = branch.embed(branch.statistics(memory[:, :6].mean(1), memory[:, :6].square().mean(1)))
+    mask = torch.ones(3, 9)
+    mask[:, 6:] = 0
+    torch.testing.assert_close(model.aggregate(query, memory, mask), expected)
+    assert not list(model.aggregator.parameters())
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():

@@ -80,22 +80,20 @@ class CSCEmbedder:
         )
 
     @torch.inference_mode()
-    def enrol(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        """One embedding (E,) of several recordings of a speaker, by the trained cross-attention of
-        `CSCForPreTraining`: the mean of their embeddings asks, all slots of all of them answer."""
+    def attend(self, waveforms: list[np.ndarray], queries: np.ndarray) -> np.ndarray:
+        """Enrolment by the trained cross-attention of `CSCForPreTraining`: each query (Q, E), an embedding to be
+        verified, asks all slots of all recordings of the enrolled speaker, as it did in training. Returns the cosines
+        (Q,) of queries and answers."""
         if not hasattr(self.model, "aggregate"):
             raise ValueError(
                 f'enrolment="attention" needs the cross-attention, which {type(self.model).__name__} lacks: load '
                 "CSCForPreTraining"
             )
-        queries, memory = [], []
         with _evaluating(self.model):
-            for waveform in waveforms:
-                output = self._run(self.model.base_model, [waveform])
-                queries.append(output.source_embeddings[0, output.source_activity[0].argmax()])
-                memory.append(output.source_hidden_states[0].flatten(0, 1))
-            query = torch.nn.functional.normalize(torch.stack(queries).mean(dim=0), dim=0)
-            return _to_numpy(self.model.aggregate(query, torch.cat(memory)))
+            outputs = [self._run(self.model.base_model, [waveform]) for waveform in waveforms]
+            memory = torch.cat([output.source_hidden_states[0].flatten(0, 1) for output in outputs])
+            asked = torch.from_numpy(queries).to(memory)
+            return _to_numpy(torch.nn.functional.cosine_similarity(self.model.aggregate(asked, memory[None]), asked))
 
     def _run(self, model: torch.nn.Module, waveforms: list[np.ndarray]):
         device = next(model.parameters()).device

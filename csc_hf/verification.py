@@ -64,13 +64,16 @@ class _Embedded:
 
     Attributes:
         embeddings: (N, C, E) of unit length.
-        allowed_slots: (N, C) whether the slot may be scored.
+        main_slot: (N, C) True for the most active slot.
+        active_slots: (N, C) True for the slots that hold somebody: those whose activity is above one half, or else the
+            most active.
         true_slots: (N, C) True for the one slot whose separated source is the target; None without a separator.
         si_sdr_improvement: (N, talkers) in dB; None where it is not measured, see `Scores`.
     """
 
     embeddings: np.ndarray
-    allowed_slots: np.ndarray
+    main_slot: np.ndarray
+    active_slots: np.ndarray
     true_slots: np.ndarray | None
     si_sdr_improvement: np.ndarray | None
 
@@ -94,16 +97,18 @@ def score_trials(
 ) -> Scores:
     """Embed each signal once, and score all trials.
 
-    A trial's score is the highest cosine between an allowed slot of the enrolment and an allowed slot of the test. A
-    signal of one talker allows its most active slot; a mixture all whose activity is above one half, or else its most
-    active. "Slot known" scores instead the slot whose separated source is the target under the best permutation, which
-    tells poor embeddings from a poor choice of slots. It needs the true sources, so it is a diagnosis and no result.
+    A trial's score is the highest cosine between a slot of the enrolment and a slot of the test, of those whose
+    activity is above one half, or else the most active: nobody says how many speak. Of an enrolment of one talker, as
+    one knows it to be, it is the most active slot. So does the pipeline "speaker-verification".
+
+    "Slot known" scores instead the slot whose separated source is the target under the best permutation, which tells
+    poor embeddings from a poor choice of slots. It needs the true sources, so it is a diagnosis and no result.
 
     Args:
         embedder: See `csc_hf.embedders`.
         trials: From `build_trials` or `csc_hf.trial_files.read_trials`.
-        enrolment: How several recordings become one enrolment: "mean" of their unit embeddings, or "attention", the
-            trained cross-attention of `CSCForPreTraining`, also over a single recording.
+        enrolment: What a test is compared with: the "mean" of the unit embeddings of the enrolment's recordings, or by
+            "attention" what they answer to the test's own embedding (`CSCEmbedder.attend`), also a single recording.
         cohort: Recordings of other speakers, by whose scores those of the trials are normalised (adaptive s-norm, see
             `csc_hf.metrics.as_norm`); a member of the cohort is the mean embedding of a speaker. `None`: they are not.
         top_k: Members of the cohort that an enrolment or test is normalised by: the closest; all if there are fewer.
@@ -140,13 +145,12 @@ def score_trials(
             return _embed_or_load(embedder, of, kind, bar, fingerprint, Path(cache_dir))
 
         embedded = {kind: embed(trials, kind) for kind in trials.kinds}
-        attended = _attend(embedder, trials, bar) if enrolment == "attention" else None
         members = None if cohort is None else _cohort_members(cohort, embed(cohort, "clean"))
+        attended = _attend(embedder, trials, embedded, members, bar) if enrolment == "attention" else None
 
     scores, slot_known = {}, {}
     for name, condition in trials.conditions.items():
-        sides = (embedded[kind] for kind in condition.kinds)
-        scores[name], slot_known[name] = _score_condition(trials, condition, *sides, attended, members, top_k)
+        scores[name], slot_known[name] = _score_condition(trials, condition, embedded, attended, members, top_k)
     improvement = {kind: signals.si_sdr_improvement for kind, signals in embedded.items()}
     improvement = {kind: None if values is None else float(values.mean()) for kind, values in improvement.items()}
     return Scores(trials, scores, slot_known, improvement)
@@ -181,12 +185,11 @@ def _embed(embedder: Embedder, trials: TrialSet, kind: str, bar: tqdm) -> _Embed
 
     activity = np.concatenate(activity)
     slots = np.arange(activity.shape[1])
-    allowed_slots = slots == activity.argmax(axis=1)[:, None]
-    if num_talkers > 1:
-        allowed_slots |= activity > 0  # a logit: above one half
+    main_slot = slots == activity.argmax(axis=1)[:, None]
     return _Embedded(
         embeddings=np.concatenate(embeddings),
-        allowed_slots=allowed_slots,
+        main_slot=main_slot,
+        active_slots=main_slot | (activity > 0),  # a logit: above one half
         true_slots=slots == np.array(true_slots)[:, None] if true_slots else None,
         si_sdr_improvement=np.array(improvement) if improvement else None,
     )
@@ -223,27 +226,37 @@ def _embed_or_load(
 
 
 def _check_attention(embedder: Embedder, trials: TrialSet) -> None:
-    if not hasattr(embedder, "enrol"):
+    if not hasattr(embedder, "attend"):
         raise ValueError(f'enrolment="attention" needs the cross-attention of CSC, which {embedder} lacks')
     for name, condition in trials.conditions.items():
         if KINDS[condition.kinds[0]].talkers > 1:
             raise ValueError(f'condition {name!r} enrols from mixtures, enrolment="attention" does not: leave it out')
 
 
-def _attend(embedder: Embedder, trials: TrialSet, bar: tqdm) -> np.ndarray:
-    """(G, 1, E): each enrolment's embedding by cross-attention over its (clean) recordings."""
-    embeddings = []
+def _attend(
+    embedder: Embedder, trials: TrialSet, embedded: Mapping[str, _Embedded], members: np.ndarray | None, bar: tqdm
+) -> dict[str, np.ndarray]:
+    """Cosines of each enrolment with the slots of all signals, by kind (G, N, C), and with the cohort, "cohort"
+    (G, M): each of them asks the recordings of the enrolment."""
+    queries = {kind: of_kind.embeddings for kind, of_kind in embedded.items()}
+    if members is not None:
+        queries["cohort"] = members
+    every_query = np.concatenate([vectors.reshape(-1, vectors.shape[-1]) for vectors in queries.values()])
+    cosines = []
     for numbers in trials.enrolments:
-        embeddings.append(embedder.enrol([trials.signal("clean", number)[0] for number in numbers]))
+        cosines.append(embedder.attend([trials.signal("clean", number)[0] for number in numbers], every_query))
         bar.update(1)
-    embeddings = np.stack(embeddings)[:, None]
-    _check_embeddings(embeddings, [trials.recordings[i].id for i in trials.enrolments[:, 0]], "enrolment")
-    return _unit(embeddings)
+    ends = np.cumsum([vectors[..., 0].size for vectors in queries.values()])
+    parts = np.split(np.stack(cosines), ends[:-1], axis=1)
+    return {
+        name: part.reshape(-1, *vectors.shape[:-1])
+        for (name, vectors), part in zip(queries.items(), parts, strict=True)
+    }
 
 
 def _cohort_members(cohort: TrialSet, embedded: _Embedded) -> np.ndarray:
     """(M, E): the mean embedding of each of the cohort's speakers."""
-    main = embedded.embeddings[embedded.allowed_slots]  # (N, E)
+    main = embedded.embeddings[embedded.main_slot]  # (N, E)
     return _unit(np.stack([main[cohort.speakers == speaker].mean(axis=0) for speaker in np.unique(cohort.speakers)]))
 
 
@@ -257,26 +270,30 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def _score_condition(
     trials: TrialSet,
     condition: Trials,
-    enrolment: _Embedded,
-    test: _Embedded,
-    attended: np.ndarray | None,
+    embedded: Mapping[str, _Embedded],
+    attended: Mapping[str, np.ndarray] | None,
     members: np.ndarray | None,
     top_k: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The scores (P,) of a condition's trials, and those of the slots known to be the target's."""
+    enrolment, test = (embedded[kind] for kind in condition.kinds)
 
     def score(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> np.ndarray:
         if attended is None:
             models, allowed = _combine(enrolment.embeddings, enrolment_slots, trials.enrolments)
+            scores = _score(condition, models, allowed, test.embeddings, test_slots)
         else:
-            models, allowed = attended, np.ones((len(attended), 1), dtype=bool)
-        scores = _score(condition, models, allowed, test.embeddings, test_slots)
+            cosines = attended[condition.kinds[1]][condition.enrolment, condition.test]  # (P, C)
+            scores = np.where(test_slots[condition.test], cosines, -np.inf).max(axis=1)
         if members is None:
             return scores
-        cohort_scores = (_score_cohort(models, allowed, members), _score_cohort(test.embeddings, test_slots, members))
-        return as_norm(scores, condition.enrolment, condition.test, *cohort_scores, min(top_k, len(members)))
+        of_enrolments = _score_cohort(models, allowed, members) if attended is None else attended["cohort"]
+        of_tests = _score_cohort(test.embeddings, test_slots, members)
+        top = min(top_k, len(members))
+        return as_norm(scores, condition.enrolment, condition.test, of_enrolments, of_tests, top)
 
-    scores = score(enrolment.allowed_slots, test.allowed_slots)
+    one_talker = KINDS[condition.kinds[0]].talkers == 1
+    scores = score(enrolment.main_slot if one_talker else enrolment.active_slots, test.active_slots)
     if enrolment.true_slots is None:
         return scores, None
     return scores, score(enrolment.true_slots, test.true_slots)

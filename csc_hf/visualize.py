@@ -193,10 +193,7 @@ def attention_weights(
     Returns:
         (heads, B, C, S); those of a head sum to 1.
     """
-    aggregator = model.aggregator
-    query = aggregator.q_proj(query).unflatten(-1, (aggregator.num_heads, -1))
-    key = aggregator.k_proj(aggregator.memory_layer_norm(memory)).unflatten(-1, (aggregator.num_heads, -1))
-    scores = torch.einsum("hd,bcshd->hbcs", query, key) * query.shape[-1] ** -0.5
+    scores = model.aggregator.scores(query, memory.flatten(0, -2)).unflatten(-1, memory.shape[:-1])
     scores = scores.masked_fill(memory_mask[:, None] == 0, -torch.inf)
     return scores.flatten(1).softmax(dim=-1).view_as(scores)
 

@@ -169,20 +169,20 @@ def test_scores_follow_the_rules_of_slots_trial_by_trial(trials):
     all_below = 0
     for name, condition in trials.conditions.items():
 
-        def slots(kind, number):
+        def slots(kind, number, is_enrolment):
             nonlocal all_below
             activity = recorded[kind].source_activity[number].tolist()
             chosen = [slot for slot in range(2) if activity[slot] > 0]
             all_below += not chosen
-            if kind == "clean" or not chosen:
+            if (is_enrolment and kind == "clean") or not chosen:
                 chosen = [max(range(2), key=lambda slot: activity[slot])]
             return [recorded[kind].source_embeddings[number, slot] for slot in chosen]
 
         scores = [
             max(
                 torch.cosine_similarity(a, b, dim=0).item()
-                for a in slots(condition.kinds[0], enrolment)
-                for b in slots(condition.kinds[1], test)
+                for a in slots(condition.kinds[0], enrolment, True)
+                for b in slots(condition.kinds[1], test, False)
             )
             for enrolment, test in zip(condition.enrolment.tolist(), condition.test.tolist(), strict=True)
         ]
@@ -373,12 +373,14 @@ def test_several_recordings_enrol_by_the_mean_of_their_unit_embeddings():
     trials = build_trials(clips_of(), seconds=SECONDS, conditions=["clean", "mix0"], enrolment_recordings=3)
     scores = score_trials(Noisy(), trials, progress=False)
     slots = Noisy()([trials.signal("clean", number)[0] for number in range(len(trials.recordings))])
-    main = slots.embeddings[np.arange(40), slots.activity.argmax(axis=1)]
-    main /= np.linalg.norm(main, axis=1, keepdims=True)
+    embeddings = slots.embeddings / np.linalg.norm(slots.embeddings, axis=-1, keepdims=True)
+    main = embeddings[np.arange(40), slots.activity.argmax(axis=1)]
+    active = (slots.activity > 0) | (slots.activity == slots.activity.max(axis=1, keepdims=True))
     clean = trials.conditions["clean"]
     for score, enrolment, test in zip(scores.scores["clean"], clean.enrolment, clean.test, strict=True):
         mean = main[trials.enrolments[enrolment]].mean(axis=0)
-        assert score == pytest.approx(mean @ main[test] / np.linalg.norm(mean), abs=1e-5)
+        expected = (embeddings[test][active[test]] @ mean).max() / np.linalg.norm(mean)
+        assert score == pytest.approx(expected, abs=1e-5)
     one = score_trials(Noisy(), build_trials(clips_of(), seconds=SECONDS, conditions=["clean"]), progress=False)
     assert measure(scores)["conditions"]["clean"]["eer"] < measure(one)["conditions"]["clean"]["eer"]
     assert measure(scores)["enrolment_recordings"] == 3
@@ -395,15 +397,29 @@ def test_enrolment_by_attention_is_what_the_model_aggregates(num_recordings):
         with torch.inference_mode():
             numbers = trials.enrolments[condition.enrolment[p]]
             audio = torch.stack([torch.from_numpy(trials.recordings[i].waveform) for i in numbers])
-            output = model.csc(audio)
-            main = output.source_embeddings[torch.arange(num_recordings), output.source_activity.argmax(-1)]
-            memory = output.source_hidden_states.flatten(0, 2)
-            enrolled = model.aggregate(torch.nn.functional.normalize(main.mean(0), dim=0), memory)
+            memory = model.csc(audio).source_hidden_states.flatten(0, 2)
             test = model(torch.from_numpy(trials.signal("mix0", condition.test[p])[0])[None])
             active = test.source_activity[0] > 0
             active[test.source_activity[0].argmax()] = True
-            expected = (test.source_embeddings[0] @ enrolled)[active].max()
+            answers = torch.stack([model.aggregate(query, memory) for query in test.source_embeddings[0]])
+            expected = (test.source_embeddings[0] * answers).sum(-1)[active].max()
         assert scores[p] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_cohort_is_attended_to_as_the_trials_are(monkeypatch):
+    model = CSCForPreTraining(CSCConfig.tiny(front_end="stft")).eval()
+    trials = build_trials(clips_of(4, 3), seconds=SECONDS, conditions=["clean"])
+    embedder, cohort = CSCEmbedder(model), cohort_of(20, 5)
+    norms = []
+    monkeypatch.setattr("csc_hf.verification.as_norm", lambda *args: norms.append(args) or as_norm(*args))
+    score_trials(embedder, trials, enrolment="attention", cohort=cohort, progress=False)
+    slots = embedder([recording.waveform for recording in cohort.recordings])
+    main = slots.embeddings[np.arange(15), slots.activity.argmax(axis=1)]
+    members = np.stack([main[cohort.speakers == speaker].mean(axis=0) for speaker in range(5)])
+    members /= np.linalg.norm(members, axis=1, keepdims=True)
+    for number, recording in enumerate(trials.recordings):
+        expected = embedder.attend([recording.waveform], members)
+        np.testing.assert_allclose(norms[0][3][number], expected, atol=1e-5)
 
 
 def test_attention_that_cannot_be_is_named(trials, adverse):

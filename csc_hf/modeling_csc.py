@@ -594,6 +594,22 @@ def slot_activity_loss(activity: torch.Tensor, permutation: torch.Tensor, presen
     return F.binary_cross_entropy_with_logits(activity, labels)
 
 
+def additive_angular_margin_loss(
+    cosines: torch.Tensor, labels: torch.Tensor, margin: float, scale: float
+) -> torch.Tensor:
+    """ArcFace (Deng et al., CVPR 2019): cross-entropy of scaled cosines (B, labels), where the angle to the true one,
+    of `labels` (B,), counts as larger by `margin`, in radians."""
+    # cos(θ + m) for the true label, continued linearly where θ + m > π, so that it keeps falling with θ.
+    sines = (1 - cosines.square()).clamp(min=1e-8).sqrt()
+    harder = torch.where(
+        cosines > -math.cos(margin),
+        cosines * math.cos(margin) - sines * math.sin(margin),
+        cosines - margin * math.sin(margin),
+    )
+    true = F.one_hot(labels, cosines.shape[-1]).bool()
+    return F.cross_entropy(scale * torch.where(true, harder, cosines), labels)
+
+
 def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> torch.Tensor:
     """(B, C, E), (B, C) → (B, E): of a recording of one speaker, the embedding of the slot that holds him. The slots
     are weighted by the softmax of their activities, so that a head trains which slot that is."""
@@ -1114,16 +1130,7 @@ class CSCForXVector(CSCPreTrainedModel):
             cosines = embeddings @ F.normalize(self.classifier.weight.float(), dim=-1).T
         loss = None
         if labels is not None:
-            # cos(θ + m) for the true speaker, continued linearly where θ + m > π, so that it keeps falling with θ.
-            margin = self.config.xvector_margin
-            sines = (1 - cosines.square()).clamp(min=1e-8).sqrt()
-            harder = torch.where(
-                cosines > -math.cos(margin),
-                cosines * math.cos(margin) - sines * math.sin(margin),
-                cosines - margin * math.sin(margin),
-            )
-            true = F.one_hot(labels, cosines.shape[-1]).bool()
-            loss = F.cross_entropy(self.config.xvector_scale * torch.where(true, harder, cosines), labels)
+            loss = additive_angular_margin_loss(cosines, labels, self.config.xvector_margin, self.config.xvector_scale)
         return XVectorOutput(
             loss=loss,
             logits=self.config.xvector_scale * cosines,

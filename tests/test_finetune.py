@@ -25,6 +25,9 @@ from csc_hf import (
     CSCForSequenceClassification,
     CSCForXVector,
 )
+from csc_hf.data import stream_utterances
+from csc_hf.trials import build_trials
+from csc_hf.verification import evaluate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODELS = {
@@ -265,3 +268,48 @@ def test_wrong_options_are_named(name, options, named, tones, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         script(name).main(["--model", "tiny", "--output_dir", str(tmp_path), *options])
     assert named in capsys.readouterr().err + str(error.value)
+
+
+# --- finetune_mixtures.py: every talker of a mixture -----------------------------------------------------------------
+
+
+def test_mixtures_are_classified_slot_by_slot(pretrained):
+    """Whatever the order of a mixture's talkers; but who is in which slot matters."""
+    model = script("mixtures").SlotClassifier(CSCForPreTraining.from_pretrained(pretrained), 5, 0.5).eval()
+    torch.manual_seed(0)
+    sources = torch.randn(4, 2, 8000)
+    sources[3, 1] = 0
+    speakers = torch.tensor([[0, 1], [2, 0], [1, 2], [4, -100]])
+
+    def losses(sources, ids, speakers):
+        batch = {"input_values": sources.sum(1), "source_values": sources, "speaker_ids": ids}
+        with torch.no_grad():
+            return model(speakers, batch)
+
+    expected = losses(sources, speakers, speakers)
+    swapped = losses(sources.flip(1), speakers.flip(1), speakers.flip(1))
+    torch.testing.assert_close(swapped, expected, atol=1e-4, rtol=1e-4)
+    mistaken = losses(sources, speakers, torch.tensor([[1, 0], [0, 2], [2, 1], [4, -100]]))
+    assert not torch.isclose(mistaken[1], expected[1], rtol=1e-4)
+    output = model.model(sources.sum(1), source_values=sources, speaker_ids=speakers)
+    torch.testing.assert_close(expected[0], output.loss + 0.5 * expected[1])
+
+
+def test_mixtures_teach_who_speaks(pretrained, tones, tmp_path):
+    options = "--max_steps 25 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --logging_steps 1 --cpu_threads 1"
+    tune("mixtures", pretrained, tones, tmp_path / "run", *options.split())
+    results = results_of(tmp_path / "run")
+    assert np.mean(results["accuracy"][-5:]) > 0.6 > 0.4 > np.mean(results["accuracy"][:3])  # of six
+    assert results["loss"][-1] < results["loss"][0]
+    assert results["before"]["num_speakers"] == 4
+    model = CSCForPreTraining.from_pretrained(tmp_path / "run")
+    held_out = stream_utterances(str(tones / "test" / "*.parquet"), "test", "audio", "speaker_id", None, "id")
+    assert evaluate(model, build_trials(held_out, 0, 0.5, 6)) == results["after"]
+
+
+def test_mixtures_need_other_speakers_to_be_judged_by(pretrained, tones, tmp_path):
+    with pytest.raises(SystemExit, match="keep them apart"):
+        script("mixtures").main(
+            ["--model", str(pretrained), "--output_dir", str(tmp_path)]
+            + [f"--{part}_data={tones / 'train' / '*.parquet'}" for part in ("train", "eval")]
+        )

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from csc_hf import CSCConfig
 from csc_hf.data import stream_utterances
 from csc_hf.embedders import load_embedder
 from csc_hf.plots import det_figure, histogram_figure
@@ -53,6 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--noise_data", help="recorded noise, in the forms of --data; or noise is generated")
     add("--calibrate_on", help="speech of other speakers to learn calibrations on, in the form of --data")
+    add(
+        "--store_calibration",
+        metavar="NAME",
+        help="condition whose calibration each model, a CSC model in a folder, keeps in its config.json; for pipelines",
+    )
     add("--cohort", help="speech of other speakers to normalise scores by (AS-norm), in the form of --data")
     add("--top_k", type=int, default=100, help="speakers of the cohort that a score is normalised by")
     add("--enrolment_recordings", type=int, default=1, help="recordings of one enrolment")
@@ -69,6 +75,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--trials needs --root, and its one condition has no calibration here: leave out --calibrate_on")
     if args.conditions == ["basic"]:
         args.conditions = list(BASIC_CONDITIONS)
+    if args.store_calibration is not None:
+        if args.calibrate_on is None or args.cohort is not None:
+            parser.error("--store_calibration needs --calibrate_on, and scores as they are, without --cohort")
+        if args.store_calibration not in args.conditions:
+            parser.error(f"--store_calibration {args.store_calibration}: not among the conditions {args.conditions}")
+        if others := [name for name in args.models if not (Path(name) / "config.json").is_file()]:
+            parser.error(f"--store_calibration is for models in folders, which {others[0]!r} is not: leave it out")
     if args.enrolment_recordings > 1 or args.enrolment == "attention":
         args.conditions = [name for name in args.conditions if CONDITIONS[name][0] == "clean"]
     return args
@@ -134,6 +147,10 @@ def main(argv: list[str] | None = None) -> None:
         embedder = load_embedder(name, args.batch_size)
         options = args.enrolment, cohort, args.top_k, args.cache_dir
         calibrations = None if development is None else calibrate(score_trials(embedder, development, *options))
+        if args.store_calibration is not None:
+            config = CSCConfig.from_pretrained(name)
+            calibrations[args.store_calibration].store(config)
+            config.save_pretrained(name)
         scores = score_trials(embedder, trials, *options)
         results[name] = measure(scores, calibrations, args.num_resamples)
         print(f"{name}: {format_report(results[name])}\n", flush=True)

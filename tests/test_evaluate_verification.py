@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import soundfile
 import torch
 from speech import encode, make_rows, write
 from tones import tone
+from transformers import pipeline
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
 from csc_hf.metrics import equal_error_rate
@@ -114,6 +116,22 @@ def test_all_of_it(script, data, model, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split() == ["mix0", f"{100 * eer:.1f}"]
 
 
+def test_a_calibration_is_stored_where_pipelines_find_it(script, data, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    command = [str(folder), "--data", data["test"], "--calibrate_on", data["dev"], "--source_column_name", "source"]
+    command += ["--seconds", "0.5", "--num_resamples", "0", "--conditions", "basic", "--store_calibration"]
+    script.main([*command, "clean"])
+    script.main([*command, "mix0"])
+    stored = CSCConfig.from_pretrained(folder).calibration
+    assert list(stored) == ["clean", "mix0"] and stored["clean"]["condition"] == "clean"
+    assert stored["clean"]["threshold"] != stored["mix0"]["threshold"]
+    verify = pipeline("speaker-verification", model=CSCForPreTraining.from_pretrained(folder), condition="mix0")
+    rng = np.random.default_rng(0)
+    result = verify(*rng.normal(0, 0.1, (2, 8000)).astype(np.float32))
+    assert result["threshold"] == stored["mix0"]["threshold"] and result["decision"] in (True, False)
+    assert result["llr"] == pytest.approx(stored["mix0"]["scale"] * result["score"] + stored["mix0"]["offset"])
+
+
 def test_several_recordings_enrol_and_what_is_left_out_is_told(script, data, model, tmp_path, capsys):
     rows = make_rows(8) + [{"id": "broken", "audio": {"bytes": b"?"}, "speaker_id": "speaker-0", "source": "studio"}]
     rows.append({"id": "silent", "audio": {"bytes": encode(np.zeros(900))}, "speaker_id": "new", "source": "studio"})
@@ -137,6 +155,9 @@ def test_several_recordings_enrol_and_what_is_left_out_is_told(script, data, mod
         (["--data", "a", "--trials", "b"], "give --data or --trials"),
         (["--trials", "b"], "--trials needs --root"),
         (["--trials", "b", "--root", ".", "--calibrate_on", "c"], "leave out --calibrate_on"),
+        (["--data", "a", "--store_calibration", "clean"], "needs --calibrate_on"),
+        (["--data", "a", "--calibrate_on", "b", "--store_calibration", "loud"], "loud: not among the conditions"),
+        (["--data", "a", "--calibrate_on", "b", "--store_calibration", "clean"], "which 'mfcc' is not"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(script, options, message, capsys):

@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--store_calibration",
         metavar="NAME",
-        help="condition whose calibration each model, a CSC model in a folder, keeps in its config.json; for pipelines",
+        help="condition whose calibration each model, a CSC model in a folder, keeps in its config.json",
     )
     add("--cohort", help="speech of other speakers to normalise scores by (AS-norm), in the form of --data")
     add("--top_k", type=int, default=100, help="speakers of the cohort that a score is normalised by")

@@ -108,7 +108,8 @@ def score_trials(
         embedder: See `csc_hf.embedders`.
         trials: From `build_trials` or `csc_hf.trial_files.read_trials`.
         enrolment: What a test is compared with: the "mean" of the unit embeddings of the enrolment's recordings, or by
-            "attention" what they answer to the test's own embedding (`CSCEmbedder.attend`), also a single recording.
+            "attention" what they answer to the test's own embedding (`CSCEmbedder.attend`), also a single recording or
+            a mixture.
         cohort: Recordings of other speakers, by whose scores those of the trials are normalised (adaptive s-norm, see
             `csc_hf.metrics.as_norm`); a member of the cohort is the mean embedding of a speaker. `None`: they are not.
         top_k: Members of the cohort that an enrolment or test is normalised by: the closest; all if there are fewer.
@@ -122,7 +123,8 @@ def score_trials(
     if enrolment not in ("mean", "attention"):
         raise ValueError(f'enrolment={enrolment!r}: choose "mean" or "attention"')
     if enrolment == "attention":
-        _check_attention(embedder, trials)
+        if not hasattr(embedder, "attend"):
+            raise ValueError(f'enrolment="attention" needs the cross-attention of CSC, which {embedder} lacks')
     if cohort is not None:
         both = {r.speaker for r in cohort.recordings} & {r.speaker for r in trials.recordings}
         if both:
@@ -135,7 +137,8 @@ def score_trials(
         if fingerprint is None:
             raise ValueError(f"{embedder} has no fingerprint that tells its embeddings from others: give no cache_dir")
 
-    num_enrolments = len(trials.enrolments) if enrolment == "attention" else 0
+    enrolment_kinds = sorted({condition.kinds[0] for condition in trials.conditions.values()})
+    num_enrolments = len(trials.enrolments) * len(enrolment_kinds) if enrolment == "attention" else 0
     total = len(trials.kinds) * len(trials.recordings) + (len(cohort.recordings) if cohort else 0) + num_enrolments
     with tqdm(total=total, desc="verification", unit="signal", disable=not progress) as bar:
 
@@ -146,7 +149,9 @@ def score_trials(
 
         embedded = {kind: embed(trials, kind) for kind in trials.kinds}
         members = None if cohort is None else _cohort_members(cohort, embed(cohort, "clean"))
-        attended = _attend(embedder, trials, embedded, members, bar) if enrolment == "attention" else None
+        attended = None
+        if enrolment == "attention":
+            attended = {kind: _attend(embedder, trials, kind, embedded, members, bar) for kind in enrolment_kinds}
 
     scores, slot_known = {}, {}
     for name, condition in trials.conditions.items():
@@ -225,26 +230,23 @@ def _embed_or_load(
     return embedded
 
 
-def _check_attention(embedder: Embedder, trials: TrialSet) -> None:
-    if not hasattr(embedder, "attend"):
-        raise ValueError(f'enrolment="attention" needs the cross-attention of CSC, which {embedder} lacks')
-    for name, condition in trials.conditions.items():
-        if KINDS[condition.kinds[0]].talkers > 1:
-            raise ValueError(f'condition {name!r} enrols from mixtures, enrolment="attention" does not: leave it out')
-
-
 def _attend(
-    embedder: Embedder, trials: TrialSet, embedded: Mapping[str, _Embedded], members: np.ndarray | None, bar: tqdm
+    embedder: Embedder,
+    trials: TrialSet,
+    kind: str,
+    embedded: Mapping[str, _Embedded],
+    members: np.ndarray | None,
+    bar: tqdm,
 ) -> dict[str, np.ndarray]:
-    """Cosines of each enrolment with the slots of all signals, by kind (G, N, C), and with the cohort, "cohort"
-    (G, M): each of them asks the recordings of the enrolment."""
+    """Cosines of each enrolment, by signals of one kind, with the slots of all signals, by their kind (G, N, C), and
+    with the cohort, "cohort" (G, M): each of them asks the recordings of the enrolment."""
     queries = {kind: of_kind.embeddings for kind, of_kind in embedded.items()}
     if members is not None:
         queries["cohort"] = members
     every_query = np.concatenate([vectors.reshape(-1, vectors.shape[-1]) for vectors in queries.values()])
     cosines = []
     for numbers in trials.enrolments:
-        cosines.append(embedder.attend([trials.signal("clean", number)[0] for number in numbers], every_query))
+        cosines.append(embedder.attend([trials.signal(kind, number)[0] for number in numbers], every_query))
         bar.update(1)
     ends = np.cumsum([vectors[..., 0].size for vectors in queries.values()])
     parts = np.split(np.stack(cosines), ends[:-1], axis=1)
@@ -271,7 +273,7 @@ def _score_condition(
     trials: TrialSet,
     condition: Trials,
     embedded: Mapping[str, _Embedded],
-    attended: Mapping[str, np.ndarray] | None,
+    attended: Mapping[str, Mapping[str, np.ndarray]] | None,
     members: np.ndarray | None,
     top_k: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -283,11 +285,14 @@ def _score_condition(
             models, allowed = _combine(enrolment.embeddings, enrolment_slots, trials.enrolments)
             scores = _score(condition, models, allowed, test.embeddings, test_slots)
         else:
-            cosines = attended[condition.kinds[1]][condition.enrolment, condition.test]  # (P, C)
+            of_enrolment, of_test = condition.kinds
+            cosines = attended[of_enrolment][of_test][condition.enrolment, condition.test]  # (P, C)
             scores = np.where(test_slots[condition.test], cosines, -np.inf).max(axis=1)
         if members is None:
             return scores
-        of_enrolments = _score_cohort(models, allowed, members) if attended is None else attended["cohort"]
+        of_enrolments = (
+            _score_cohort(models, allowed, members) if attended is None else attended[of_enrolment]["cohort"]
+        )
         of_tests = _score_cohort(test.embeddings, test_slots, members)
         top = min(top_k, len(members))
         return as_norm(scores, condition.enrolment, condition.test, of_enrolments, of_tests, top)

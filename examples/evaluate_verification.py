@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--store_calibration {args.store_calibration}: not among the conditions {args.conditions}")
         if others := [name for name in args.models if not (Path(name) / "config.json").is_file()]:
             parser.error(f"--store_calibration is for models in folders, which {others[0]!r} is not: leave it out")
-    if args.enrolment_recordings > 1 or args.enrolment == "attention":
+    if args.enrolment_recordings > 1:
         args.conditions = [name for name in args.conditions if CONDITIONS[name][0] == "clean"]
     return args
 

@@ -278,26 +278,25 @@ def _score_condition(
     top_k: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The scores (P,) of a condition's trials, and those of the slots known to be the target's."""
-    enrolment, test = (embedded[kind] for kind in condition.kinds)
+    of_enrolment, of_test = condition.kinds
+    enrolment, test = embedded[of_enrolment], embedded[of_test]
+    answers = None if attended is None else attended[of_enrolment]
 
     def score(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> np.ndarray:
-        if attended is None:
+        if answers is None:
             models, allowed = _combine(enrolment.embeddings, enrolment_slots, trials.enrolments)
             scores = _score(condition, models, allowed, test.embeddings, test_slots)
         else:
-            of_enrolment, of_test = condition.kinds
-            cosines = attended[of_enrolment][of_test][condition.enrolment, condition.test]  # (P, C)
+            cosines = answers[of_test][condition.enrolment, condition.test]  # (P, C)
             scores = np.where(test_slots[condition.test], cosines, -np.inf).max(axis=1)
         if members is None:
             return scores
-        of_enrolments = (
-            _score_cohort(models, allowed, members) if attended is None else attended[of_enrolment]["cohort"]
-        )
-        of_tests = _score_cohort(test.embeddings, test_slots, members)
+        cohort_of_enrolments = _score_cohort(models, allowed, members) if answers is None else answers["cohort"]
+        cohort_of_tests = _score_cohort(test.embeddings, test_slots, members)
         top = min(top_k, len(members))
-        return as_norm(scores, condition.enrolment, condition.test, of_enrolments, of_tests, top)
+        return as_norm(scores, condition.enrolment, condition.test, cohort_of_enrolments, cohort_of_tests, top)
 
-    one_talker = KINDS[condition.kinds[0]].talkers == 1
+    one_talker = KINDS[of_enrolment].talkers == 1
     scores = score(enrolment.main_slot if one_talker else enrolment.active_slots, test.active_slots)
     if enrolment.true_slots is None:
         return scores, None

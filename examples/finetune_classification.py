@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForSequenceClassification
 from csc_hf.audio import SAMPLING_RATE, decode_audio
+from csc_hf.memory import keep_freed_memory
 
 PRESETS = ("tiny", "small", "base")
 
@@ -121,6 +122,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    keep_freed_memory()
     set_seed(args.seed)
     train, held_out = load_data(args)
     labels = train.features["labels"].names

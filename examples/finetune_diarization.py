@@ -33,6 +33,7 @@ from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForAudioFrameClassificatio
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.conversations import ConversationConfig, activity, draw_conversation, segment_labels
 from csc_hf.data import Utterance, stream_utterances
+from csc_hf.memory import keep_freed_memory
 from csc_hf.mixing import Clip, mix
 
 PRESETS = ("tiny", "small", "base")
@@ -182,6 +183,7 @@ def diarization_errors(model: CSCForAudioFrameClassification, conversations: Con
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator = Accelerator()
+    keep_freed_memory()
     set_seed(args.seed)
     config = ConversationConfig(**{name: getattr(args, name) for name in CONVERSATION})
     model = load_model(args.model, config.num_speakers[1])

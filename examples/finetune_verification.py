@@ -24,6 +24,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForXVector
 from csc_hf.data import Utterance, stream_utterances
 from csc_hf.embedders import XVectorEmbedder
+from csc_hf.memory import keep_freed_memory
 from csc_hf.mixing import Clip, MixingConfig, draw_group, mix
 from csc_hf.reports import format_report
 from csc_hf.trials import TrialSet, build_trials
@@ -132,6 +133,7 @@ def verify(model: CSCForXVector, extractor: CSCFeatureExtractor, trials: TrialSe
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    keep_freed_memory()
     set_seed(args.seed)
     utterances = load_utterances(args, args.train_data, "train")
     held_out = load_utterances(args, args.eval_data or args.train_data, "test")

@@ -43,6 +43,7 @@ from csc_hf.checkpoints import begin_folder, delete_checkpoints, finish_folder, 
 from csc_hf.collapse import CollapsedError, CollapseGuard, collapse_signs
 from csc_hf.data import UtteranceStream, stream_utterances
 from csc_hf.hub import BackgroundPush, save_repository
+from csc_hf.memory import keep_freed_memory
 from csc_hf.metrics import si_sdr_improvement
 from csc_hf.mixing import MixingConfig
 from csc_hf.reports import format_report
@@ -298,6 +299,7 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             # `accelerate launch` gives a single process one thread; its processes on a machine share the cores here.
             local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            keep_freed_memory()
             torch.set_num_threads(args.cpu_threads or max(1, os.cpu_count() // local_processes))
         set_seed(args.seed)
 

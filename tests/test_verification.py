@@ -422,8 +422,7 @@ def test_the_cohort_is_attended_to_as_the_trials_are(monkeypatch):
         np.testing.assert_allclose(norms[0][3][number], expected, atol=1e-5)
 
 
-def test_attention_that_cannot_be_is_named(trials, adverse):
-    model = CSCForPreTraining(CSCConfig.tiny())
+def test_attention_that_cannot_be_is_named():
     clean = build_trials(clips_of(), seconds=SECONDS, conditions=["clean"])
     with pytest.raises(ValueError, match="cross-attention, which CSCModel lacks"):
         score_trials(CSCEmbedder(CSCModel(CSCConfig.tiny())), clean, enrolment="attention", progress=False)

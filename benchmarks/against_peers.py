@@ -20,6 +20,9 @@ from measure import (
     table,
 )
 
+SHORTEST = 0.5
+"""Seconds: WavLM's x-vector head fails below 0.3."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -53,20 +56,22 @@ class Workload:
 
 @dataclass
 class Row:
-    """What was measured of a contender: seconds (rounds,), peak memory in MB."""
+    """What was measured of a contender: seconds (rounds,), peak memory in MB, if it was."""
 
     parameters: int
     macs: int
     seconds: np.ndarray
-    memory: float = 0.0
+    memory: float | None = None
 
 
-def compare(entries: Sequence[Contender], workload: Workload, rounds: int, threads: int) -> dict[str, Row | str]:
+def compare(
+    entries: Sequence[Contender], workload: Workload, rounds: int, threads: int, memory: bool
+) -> dict[str, Row | str]:
     """A row of each contender by its name, or why it cannot be imported. Times are of one process, interleaved; each
-    figure for memory is of a process of its own."""
+    figure for memory, where they are asked for, is of a process of its own."""
     rows = alone(_race, entries, workload, rounds, threads=threads)
     for entry in entries:
-        if isinstance(rows[entry.name], Row):
+        if memory and isinstance(rows[entry.name], Row):
             rows[entry.name].memory = alone(_memory, entry, workload, threads=threads)
     return rows
 
@@ -82,7 +87,7 @@ def _race(entries: Sequence[Contender], workload: Workload, rounds: int) -> dict
     seconds = interleave(steps, rounds)
     for name, step in steps.items():
         rows[name] = Row(parameters(models[name]), multiply_accumulates(step), seconds[name])
-    return rows
+    return {entry.name: rows[entry.name] for entry in entries}
 
 
 def _memory(entry: Contender, workload: Workload) -> float:
@@ -95,7 +100,7 @@ def show(rows: dict[str, Row | str], ours: str, workload: Workload) -> str:
     cells = []
     for name, row in rows.items():
         if isinstance(row, str):
-            cells.append([name, row, *[""] * 5])
+            cells.append([name, row, "", "", "", "", ""])
             continue
         cells.append(
             [
@@ -105,7 +110,7 @@ def show(rows: dict[str, Row | str], ours: str, workload: Workload) -> str:
                 f"{np.median(row.seconds):.3f}",
                 f"{workload.audio_seconds / np.median(row.seconds):.1f}",
                 "1" if name == ours else spread(row.seconds / rows[ours].seconds),
-                f"{row.memory:.0f}",
+                "" if row.memory is None else f"{row.memory:.0f}",
             ]
         )
     return table(header, cells)
@@ -132,14 +137,14 @@ def trunk(rounds: int, threads: int, seconds=lambda length: length) -> Section:
     segments = config.num_segments(round(length * SAMPLING_RATE))
     shape = (1, segments, config.segment_length, config.hidden_size)
     text = [
-        f"Six blocks of each, D=64, H=128, K=100 (GALR: Q=32, 8 heads), on the same {segments} segments: the frames of "
-        f"{length:g} s through a front end of 32 samples every 16. Only the blocks: no front end, segmentation or mask "
-        "of either. GALR trains with the dropout of its configuration (0.1), DPRNN without, as is its default."
+        f"Six blocks of each, D=64, H=128, K=100 (GALR: Q=32, 8 heads), on the same {segments} segments: those of "
+        f"{length:g} s, in frames of 32 samples every 16. Only the blocks: no front end, segmentation or mask of "
+        "either. GALR trains with the dropout of its configuration (0.1), DPRNN without, as is its default."
     ]
     goals = []
     for training, name, goal in ((False, "inference", "0.35"), (True, "forward + backward", "0.30")):
         workload = Workload(shape, length, training)
-        rows = compare(entries, workload, rounds, threads)
+        rows = compare(entries, workload, rounds, threads, memory=training)
         text += [f"**{name.capitalize()}**", show(rows, ours, workload)]
         goals.append((f"GALR blocks against DPRNN, {name}, time", quotient(rows, ours, peer), f"≤ {goal} ×"))
     measured = "not measured"
@@ -164,9 +169,10 @@ def embedding(rounds: int, threads: int, seconds=lambda length: length) -> Secti
         "is in its time, but not in its GMAC."
     ]
     goals = []
-    for batch, length in ((4, seconds(10.0)), (1, seconds(4.0))):
+    for batch, length in ((4, 10.0), (1, 4.0)):
+        length = max(seconds(length), SHORTEST)
         workload = Workload((batch, round(length * SAMPLING_RATE)), batch * length)
-        rows = compare(entries, workload, rounds, threads)
+        rows = compare(entries, workload, rounds, threads, memory=batch > 1)
         text += [f"**{batch} × {length:g} s**", show(rows, ours, workload)]
         what = f"embeddings by `small` against WavLM base, {batch} × {length:g} s, audio s/s"
         goals.append((what, quotient(rows, peer, ours), "≥ 3 ×"))
@@ -185,7 +191,7 @@ def separation(rounds: int, threads: int, seconds=lambda length: length) -> Sect
     ]
     length = seconds(4.0)
     workload = Workload((1, round(length * SAMPLING_RATE)), length)
-    rows = compare(entries, workload, rounds, threads)
+    rows = compare(entries, workload, rounds, threads, memory=True)
     text = (
         f"Two sources of a mixture of {length:g} s at 16 kHz. Ours: D=64, H=128, K=100, Q=32, 8 heads, filters 32/16; "
         "four blocks shared, two to separate, one for the embeddings, which are computed as well. ConvTasNet 32/16 is "

@@ -14,7 +14,7 @@ from torch import nn
 
 from csc_hf import CSCConfig, CSCForSpeechSeparation, CSCModel
 
-ASTEROID = "pip install --no-deps asteroid asteroid-filterbanks"  # with its dependencies it takes old ones of ours
+ASTEROID = "pip install --no-deps asteroid asteroid-filterbanks"
 RESEMBLYZER = "pip install --no-deps resemblyzer && pip install librosa webrtcvad-wheels"
 SPEECHBRAIN = "pip install speechbrain"
 TORCHAUDIO = 'pip install "csc-hf[eval]"'

@@ -39,7 +39,7 @@ class Variant:
         name: Of the row.
         config: Of the model.
         dtype: Of autocast; float32 means none.
-        num_identities: In the batch, each in two mixtures of two.
+        num_identities: In the batch (`make_batch`).
         device: "cpu" or "cuda".
         goal: Audio seconds a second.
     """
@@ -68,19 +68,25 @@ class Row:
     parts: dict[str, float]
 
 
+def make_batch(num_identities: int, length: float) -> dict[str, torch.Tensor]:
+    """Mixtures of two, noise of `length` seconds each. An identity is the target of two, with different interferers,
+    as `csc_hf.mixing` has it."""
+    target, observation = np.divmod(np.arange(2 * num_identities), 2)
+    interferer = (target + observation + 1) % num_identities
+    generator = torch.Generator().manual_seed(0)
+    sources = torch.randn(2 * num_identities, 2, round(length * SAMPLING_RATE), generator=generator)
+    return {
+        "input_values": sources.sum(dim=1),
+        "source_values": sources,
+        "speaker_ids": torch.from_numpy(np.stack([target, interferer], axis=1)),
+    }
+
+
 def make_step(variant: Variant, length: float) -> tuple[CSCForPreTraining, Callable[[], None]]:
     """A model and a function that trains it once on mixtures of `length` seconds: forward, backward, AdamW."""
     model = CSCForPreTraining(variant.config).to(variant.device)
     optimizer = torch.optim.AdamW(model.parameters())
-    identity, observation = np.divmod(np.arange(variant.num_mixtures), 2)
-    interferer = (identity + observation + 1) % variant.num_identities
-    generator = torch.Generator().manual_seed(0)
-    sources = torch.randn(variant.num_mixtures, 2, round(length * SAMPLING_RATE), generator=generator)
-    batch = {
-        "input_values": sources.sum(dim=1),
-        "source_values": sources,
-        "speaker_ids": torch.from_numpy(np.stack([identity, interferer], axis=1)),
-    }
+    batch = make_batch(variant.num_identities, length)
     batch = {name: tensor.to(variant.device) for name, tensor in batch.items()}
 
     def step() -> None:

@@ -185,6 +185,7 @@ def test_contenders_take_the_same_input():
 def test_every_slot_takes_part_in_the_contrast():
     batch = pretraining_step.make_batch(num_identities=6, length=0.1)
     assert batch["speaker_ids"].flatten().bincount().tolist() == [4] * 6
+    assert len(batch["speaker_ids"].unique(dim=0)) == 12  # with another interferer each time
     output = CSCForPreTraining(CSCConfig.tiny())(**batch)
     assert (output.global_speaker_vectors.norm(dim=-1) > 0.99).all()
 

@@ -1,17 +1,28 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks run. What they measure depends on the machine, so it is not judged here."""
 
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import speech
+import torch
 import yaml
 
+from csc_hf import CSCConfig, CSCForPreTraining
+
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # its scripts import each other
+import against_peers  # noqa: E402
+import contenders  # noqa: E402
+import measure  # noqa: E402
+import pretraining_step  # noqa: E402
+
 VERIFICATION = ROOT / "benchmarks" / "verification"
 
 
@@ -62,3 +73,153 @@ def test_the_runs_differ_in_one_thing(name, changes):
         return options | nested
 
     assert flat(name) == flat("speaker") | changes
+
+
+# --- measure ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module, shape, expected",
+    [
+        (torch.nn.Linear(3, 5), (7, 3), 7 * 3 * 5),
+        (torch.nn.Conv1d(2, 5, 4, bias=False), (1, 2, 10), 7 * 2 * 5 * 4),
+        (torch.nn.LSTM(5, 7, batch_first=True), (2, 3, 5), 2 * 3 * 4 * 7 * (5 + 7)),
+        (torch.nn.LSTM(5, 7, 2, bidirectional=True), (3, 2, 5), 2 * 3 * 2 * 4 * 7 * ((5 + 7) + (14 + 7))),
+    ],
+)
+def test_multiply_accumulates(module, shape, expected):
+    inputs = torch.randn(shape)
+    with torch.no_grad():
+        assert measure.multiply_accumulates(lambda: module(inputs)) == expected
+
+    def train():
+        output = module(inputs.clone().requires_grad_())
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
+
+    assert measure.multiply_accumulates(train) == 3 * expected
+
+
+def test_multiply_accumulates_of_attention():
+    query, key = torch.randn(1, 2, 8, 4), torch.randn(1, 2, 6, 4)
+    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, query, key, key)
+    assert measure.multiply_accumulates(attend) == 2 * 8 * 6 * (4 + 4)
+
+
+def test_parameters():
+    assert measure.parameters(torch.nn.Linear(3, 5)) == 20
+    assert measure.parameters(torch.nn.LSTM(5, 7)) == 4 * 7 * (5 + 7 + 2)
+
+
+def test_interleave():
+    """Every round runs every step, after one that does not count."""
+    calls = []
+    steps = {name: functools.partial(calls.append, name) for name in "ab"}
+    seconds = measure.interleave(steps, rounds=3)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert {name: times.shape for name, times in seconds.items()} == {"a": (3,), "b": (3,)}
+
+
+def memory_of_arrays() -> tuple[float, int]:
+    """Peak memory of 64 MB in a process that had 256 MB before, and its threads."""
+    np.ones(2**25)
+    return measure.peak_memory(lambda: np.ones(2**23)), torch.get_num_threads()
+
+
+def test_peak_memory(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    held = np.ones(2**26)  # 512 MB of the parent do not count
+    memory, threads = measure.alone(memory_of_arrays, threads=1)
+    assert held.nbytes / 1e6 > 500
+    assert memory == pytest.approx(67, abs=5)
+    assert threads == 1
+
+
+def test_table_and_spread():
+    assert measure.spread(np.array([3.0, 1.0, 2.0, 5.0, 4.0])) == "3.00 (2.00 to 4.00)"
+    assert measure.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+# --- against peers ---------------------------------------------------------------------------------------------------
+
+
+def build_absent() -> torch.nn.Module:
+    import a_package_that_nobody_has  # noqa: F401
+
+
+def test_compare():
+    """A peer that is not installed does not keep the others from being measured."""
+    entries = [
+        against_peers.Contender("wide", functools.partial(torch.nn.Linear, 16, 32)),
+        against_peers.Contender("narrow", functools.partial(torch.nn.Linear, 16, 8)),
+        against_peers.Contender("absent", build_absent, "pip install it"),
+    ]
+    workload = against_peers.Workload((10, 16), audio_seconds=1.0, training=True)
+    rows = against_peers.compare(entries, workload, rounds=2, threads=1, memory=False)
+    assert (rows["wide"].parameters, rows["narrow"].parameters) == (544, 136)
+    assert (rows["wide"].macs, rows["narrow"].macs) == (3 * 5120, 3 * 1280)
+    assert rows["narrow"].seconds.shape == (2,)
+    assert "a_package_that_nobody_has" in rows["absent"] and "pip install it" in rows["absent"]
+    shown = against_peers.show(rows, "wide", workload)
+    assert [line.split("|")[1].strip() for line in shown.splitlines()[2:]] == ["wide", "narrow", "absent"]
+    assert against_peers.quotient(rows, "absent", "wide") == "not measured"
+    rows["wide"].seconds, rows["narrow"].seconds = np.array([2.0, 4.0]), np.array([1.0, 1.0])
+    assert against_peers.quotient(rows, "wide", "narrow") == "3.00 (2.50 to 3.50) ×"
+
+
+def test_we_are_no_larger_than_what_we_are_compared_with():
+    with torch.device("meta"):
+        ours, conv_tasnet = contenders.csc_separation(), contenders.TorchaudioConvTasNet()
+    assert measure.parameters(ours) <= measure.parameters(conv_tasnet)
+
+
+def test_contenders_take_the_same_input():
+    assert contenders.GALRTrunk()(torch.randn(1, 3, 100, 64)).shape == (1, 300, 64)
+    with torch.no_grad():
+        assert contenders.csc_separation()(torch.randn(1, 8000)).shape == (1, 2, 8000)
+        assert contenders.csc_small_embeddings()(torch.randn(2, 8000)).shape == (2, 2, 192)
+
+
+# --- the step of pre-training ----------------------------------------------------------------------------------------
+
+
+def test_every_slot_takes_part_in_the_contrast():
+    batch = pretraining_step.make_batch(num_identities=6, length=0.1)
+    assert batch["speaker_ids"].flatten().bincount().tolist() == [4] * 6
+    assert len(batch["speaker_ids"].unique(dim=0)) == 12  # with another interferer each time
+    output = CSCForPreTraining(CSCConfig.tiny())(**batch)
+    assert (output.global_speaker_vectors.norm(dim=-1) > 0.99).all()
+
+
+def test_shares_of_parts():
+    variant = pretraining_step.Variant("tiny", CSCConfig.tiny(), num_identities=6)
+    shares = pretraining_step.shares_of_parts(*pretraining_step.make_step(variant, length=0.1))
+    assert set(shares) == {*pretraining_step.PARTS.values(), "the rest"}
+    assert all(0 < share < 1 for share in shares.values())
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+def test_run_all(tmp_path):
+    small = ["--rounds", "1", "--scale", "0.01", "--threads", "1", "--output", str(tmp_path / "README.md")]
+    script = str(ROOT / "benchmarks" / "run_all.py")
+    process = subprocess.run([sys.executable, script, *small], capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stderr
+    text = (tmp_path / "README.md").read_text()
+    assert re.findall("^## (.*)$", text, re.M) == [
+        "GALR against DPRNN",
+        "Speaker embeddings",
+        "Separation",
+        "Growth",
+        "Pre-training step",
+        "Pre-training step on a GPU",
+    ]
+    assert "--rounds 1 --scale 0.01" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert all(len(row) in (3, 4, 7) for row in rows)
+    goals = {row[0]: row[1] for row in rows if len(row) == 3}
+    assert len(goals) == 2 + 12  # with its header
+    measured = {row[0] for row in rows if len(row) == 7 and re.fullmatch(r"[\d.]+ M", row[1])}
+    assert {"GALR (csc_hf)", "small (csc_hf)", "WavLM base x-vector (Transformers)"} <= measured
+    assert "CSC, conv front end (csc_hf)" in measured

@@ -1,0 +1,90 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Runs the benchmarks and writes benchmarks/README.md.
+
+    pip install -e ".[bench]" && pip install --no-deps asteroid resemblyzer
+    python benchmarks/run_all.py
+    python benchmarks/run_all.py --only trunk separation --output speed.md
+
+(Asteroid's own dependencies, of which its models need none, are at odds with ours; Resemblyzer's must be compiled.)
+Peers that are not installed have a row that says how to install them.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+
+from against_peers import embedding, separation, trunk
+from growth import growth
+from measure import table
+from pretraining_step import gpu, pretraining
+
+SECTIONS = {section.__name__: section for section in (trunk, embedding, separation, growth, pretraining, gpu)}
+OF_ALL_CORES = (pretraining, gpu)
+PACKAGES = "torch torchaudio transformers numpy asteroid speechbrain resemblyzer librosa"
+
+
+def machine() -> list[str]:
+    """What the figures depend on."""
+    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES.split():
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    return [
+        f"- Machine: {cpu.split(':')[1].strip()}, {os.cpu_count()} cores, {memory:.0f} GB; load average before: "
+        f"{os.getloadavg()[0]:.1f}",
+        f"- Versions: {', '.join(versions)}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, help="default: one, but all cores for the steps of pre-training")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME", help=", ".join(SECTIONS)
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times the length of all audio: small for a trial run"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "README.md")
+    args = parser.parse_args()
+
+    head = [
+        "# Benchmarks",
+        "Written by the command below; edit the scripts, not this file. Ratios compare times of the same round, in "
+        "which every contender runs once, in turn, in one process with the same threads on the same audio: median "
+        "(quartiles). Peak memory is by how much a process that does nothing else grows at most, without its code. "
+        "Weights are random: this is about speed only.",
+        "\n".join(
+            [
+                f"- Command: `{shlex.join(['python', 'benchmarks/run_all.py', *sys.argv[1:]])}`, {date.today()}; "
+                f"{args.rounds} rounds",
+                *machine(),
+            ]
+        ),
+    ]
+    sections = []
+    for name in args.only:
+        benchmark = SECTIONS[name]
+        threads = args.threads or (os.cpu_count() if benchmark in OF_ALL_CORES else 1)
+        print(f"{name}, {threads} threads ...", flush=True)
+        section = benchmark(args.rounds, threads, lambda length: length * args.scale)
+        print(table(["what", "measured", "goal"], section.goals), flush=True)
+        sections.append(section)
+    goals = [row for section in sections for row in section.goals]
+    bodies = [f"## {section.title}\n\n{section.text}" for section in sections]
+    args.output.write_text("\n\n".join([*head, table(["what", "measured", "goal"], goals), *bodies]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -185,8 +185,9 @@ class CSCGlobalLayerNorm(nn.Module):
         variance = (values.square().sum(axes, keepdim=True) / count - mean.square()).clamp(min=0)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         # (values − mean) · scale + bias + residual, in two passes over the tensor.
-        scaled = values * scale if residual is None else torch.addcmul(residual, values, scale)
-        return scaled.addcmul_(mask, self.bias - mean * scale).to(hidden_states.dtype if residual is None else residual.dtype)
+        output = values * scale if residual is None else torch.addcmul(residual, values, scale)
+        output = output.addcmul_(mask, self.bias - mean * scale)
+        return output.to(hidden_states.dtype if residual is None else residual.dtype)
 
 
 # --- front ends and decoders -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Shapes: B mixtures, T samples, C sources (slots), L frames, K frames in a segmen
 hidden size, E speaker embedding size, N identities in the contrast, I queries (slots with an identity).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -136,10 +137,10 @@ def split_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> 
 def overlap_add(frames: torch.Tensor, hop: int) -> torch.Tensor:
     """`(B, L, size, ...)` → `(B, (L − size / hop + 1) · hop, ...)`: sums what [`split_frames`] cut, each sample
     `size / hop` times, without the padding that it began with."""
-    overlap = frames.shape[2] // hop
-    chunks = frames.unflatten(2, (overlap, hop))
-    signal = sum(F.pad(chunks[:, :, i], (0, 0) * (chunks.dim() - 3) + (i, overlap - 1 - i)) for i in range(overlap))
-    return signal[:, overlap - 1 : frames.shape[1]].flatten(1, 2)
+    length, overlap = frames.shape[1], frames.shape[2] // hop
+    chunks = frames.unflatten(2, (overlap, hop)).unbind(2)
+    covering = [chunk[:, overlap - 1 - i : length - i] for i, chunk in enumerate(chunks)]
+    return functools.reduce(torch.add, covering).flatten(1, 2)
 
 
 def crop(signal: torch.Tensor, start: int, length: int) -> torch.Tensor:
@@ -172,17 +173,21 @@ class CSCGlobalLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
         self.eps = eps
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (B, ..., D), `mask` (B, ..., 1) → (B, ..., D)."""
-        mask = mask.float()
-        values = hidden_states.float() * mask
-        axes = tuple(range(1, values.dim()))
-        count = mask.sum(axes, keepdim=True) * values.shape[-1]
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`hidden_states` (..., B, P, D), zero where `mask` (..., B, P, 1) is, → (..., B, P, D), added to `residual`,
+        if there is one. What belongs to one of the B mixtures is normalised as one."""
+        values = hidden_states.float()
+        axes = (*range(values.dim() - 3), -2, -1)
+        count = mask.sum(axes, keepdim=True, dtype=torch.float32) * values.shape[-1]
         mean = values.sum(axes, keepdim=True) / count
         variance = (values.square().sum(axes, keepdim=True) / count - mean.square()).clamp(min=0)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        # (values − mean) · scale + bias, without a pass over the tensor for each term.
-        return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
+        # (values − mean) · scale + bias + residual, in two passes over the tensor.
+        output = values * scale if residual is None else torch.addcmul(residual, values, scale)
+        output = output.addcmul_(mask, self.bias - mean * scale)
+        return output.to(hidden_states.dtype if residual is None else residual.dtype)
 
 
 # --- front ends and decoders -----------------------------------------------------------------------------------------
@@ -203,7 +208,7 @@ class CSCConvFrontEnd(nn.Module):
         config = self.config
         padded = pad_for_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         encoded = self.conv(padded[:, None].to(self.conv.weight.dtype)).relu().transpose(1, 2)
-        return self.projection(self.layer_norm(encoded, frame_mask)), encoded
+        return self.projection(self.layer_norm(encoded * frame_mask, frame_mask)), encoded
 
 
 class CSCConvDecoder(nn.Module):
@@ -243,7 +248,7 @@ class CSCSTFTFrontEnd(nn.Module):
         frames = split_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         spectrum = torch.fft.rfft(frames * stft_window(config, waveform.device))
         # The waveform has unit power, so a bin's mean power is about the window's; the floor lies 60 dB below that.
-        power = torch.view_as_real(spectrum).square().sum(-1) * (4 / config.conv_kernel)
+        power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
         log_power = (power + 1e-6).log()
         mask = frame_mask.float()
         centred = log_power - masked_mean(log_power, mask, (1, 2))[:, None, None]
@@ -289,7 +294,7 @@ def eager_attention_forward(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of (B, heads, length, head size) tensors in plain PyTorch, which also returns its weights."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
@@ -338,7 +343,7 @@ class CSCLocalRecurrence(nn.Module):
 
     def __init__(self, config: CSCConfig):
         super().__init__()
-        self.lstm = nn.LSTM(config.hidden_size, config.lstm_hidden_size, batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(config.hidden_size, config.lstm_hidden_size, bidirectional=True)
         self.initial_hidden = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
         self.initial_cell = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
         self.projection = nn.Linear(2 * config.lstm_hidden_size, config.hidden_size)
@@ -346,14 +351,23 @@ class CSCLocalRecurrence(nn.Module):
         self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (B, S, K, D), `frame_mask` (B, S, K, 1) → (B, S, K, D)."""
-        segments = hidden_states.flatten(0, 1)
+        """`hidden_states` (K, B, S, D), `frame_mask` (K, B, S, 1) → (K, B, S, D)."""
+        segments = hidden_states.flatten(1, 2)
         initial = [
-            state.to(segments.dtype).expand(-1, segments.shape[0], -1).contiguous()
+            state.to(segments.dtype).expand(-1, segments.shape[1], -1).contiguous()
             for state in (self.initial_hidden, self.initial_cell)
         ]
         local = self.projection(self.lstm(segments, initial)[0]).view_as(hidden_states)
-        return hidden_states + self.layer_norm(self.dropout(local), frame_mask)
+        return self.layer_norm(self.dropout(local).mul_(frame_mask), frame_mask, residual=hidden_states)
+
+
+class CSCFrameLinear(nn.Linear):
+    """A linear layer along the first axis, the frames of a segment: one matrix product, without transposing."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(in frames, ...) → (out frames, ...)."""
+        output = torch.addmm(self.bias[:, None], self.weight, hidden_states.flatten(1))
+        return output.unflatten(1, hidden_states.shape[1:])
 
 
 class CSCGlobalAttention(nn.Module):
@@ -362,12 +376,12 @@ class CSCGlobalAttention(nn.Module):
 
     def __init__(self, config: CSCConfig):
         super().__init__()
-        self.compress = nn.Linear(config.segment_length, config.low_dim)
+        self.compress = CSCFrameLinear(config.segment_length, config.low_dim)
         self.input_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = CSCAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.output_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.expand = nn.Linear(config.low_dim, config.segment_length)
+        self.expand = CSCFrameLinear(config.low_dim, config.segment_length)
         self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
@@ -377,13 +391,13 @@ class CSCGlobalAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states` (B, S, K, D), `frame_mask` (B, S, K, 1) → (B, S, K, D)."""
-        rows = self.compress(hidden_states.transpose(2, 3)).transpose(2, 3)
+        """`hidden_states` (K, B, S, D), `frame_mask` (K, B, S, 1) → (K, B, S, D)."""
+        rows = self.compress(hidden_states).permute(1, 2, 0, 3).contiguous()
         positions = sinusoidal_positions(rows.shape[1], rows.shape[3], rows.device).to(rows.dtype)
         rows = self.input_layer_norm(rows) + positions[:, None]
         rows = self.output_layer_norm(rows + self.dropout(self.attention(rows, attention_mask, **kwargs)[0]))
-        frames = self.expand(rows.transpose(2, 3)).transpose(2, 3)
-        return hidden_states + self.layer_norm(frames, frame_mask)
+        frames = self.expand(rows.permute(2, 0, 1, 3)).mul_(frame_mask)
+        return self.layer_norm(frames, frame_mask, residual=hidden_states)
 
 
 class CSCBlock(GradientCheckpointingLayer):
@@ -403,10 +417,12 @@ class CSCBlock(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """`hidden_states` (B, S·K, D), zero where `frame_mask` (B, S, K, 1) is, → the same shape, likewise zero."""
-        segments = hidden_states.unflatten(1, (-1, self.segment_length))
+        # Frames first, as the LSTM walks along them: then every product below is over whole tensors as they lie.
+        segments = hidden_states.unflatten(1, (-1, self.segment_length)).permute(2, 0, 1, 3).contiguous()
+        frame_mask = frame_mask.permute(2, 0, 1, 3)
         segments = self.local_recurrence(segments, frame_mask)
         segments = self.global_attention(segments, frame_mask, attention_mask, **kwargs)
-        return segments.flatten(1, 2)
+        return segments.permute(1, 2, 0, 3).flatten(1, 2)
 
 
 # --- branches --------------------------------------------------------------------------------------------------------
@@ -785,7 +801,7 @@ class CSCModel(CSCPreTrainedModel):
         last_hidden_state = masked_mean(hidden_states.unflatten(1, (-1, size)), frame_mask, dim=2)
 
         # From here on the batch is B·C: each slot goes its own way.
-        slots = self.slot_activation(self.slots(hidden_states)) * frame_mask.flatten(1, 2)
+        slots = self.slot_activation(self.slots(hidden_states)).mul_(frame_mask.flatten(1, 2))
         slots = slots.unflatten(-1, (config.num_sources, -1)).permute(0, 2, 1, 3).flatten(0, 1)
         frame_mask = frame_mask.repeat_interleave(config.num_sources, dim=0)
         segment_mask = segment_mask.repeat_interleave(config.num_sources, dim=0)

@@ -18,6 +18,7 @@ from csc_hf import (
     CSCModel,
 )
 from csc_hf.modeling_csc import (
+    CSCGlobalLayerNorm,
     CSCSTFTDecoder,
     CSCSTFTFrontEnd,
     overlap_add,
@@ -142,6 +143,75 @@ def test_an_open_stft_mask_returns_the_mixture():
     sources = decoder(torch.randn(2, 2, num_frames, config.hidden_size), spectrum, 3001)
     torch.testing.assert_close(sources, waveform[:, None].expand(-1, 2, -1), atol=1e-5, rtol=0)
     assert stft_window(config, torch.device("cpu")).shape == (512,)
+
+
+# --- GALR block: as it is computed, against the method's formulas in the order of (B, S, K, D) ----------------------
+
+
+def reference_layer_norm(norm, values, mask, residual):
+    """One mixture at a time, over its real positions alone."""
+    output = residual.clone()
+    for b in range(len(values)):
+        real = mask[b, ..., 0].bool()
+        x = values[b][real]
+        normalised = (x - x.mean()) / (x.var(unbiased=False) + norm.eps).sqrt()
+        output[b][real] += normalised * norm.weight + norm.bias
+    return output
+
+
+def reference_block(block, hidden_states, mask):
+    """Of a model without dropout and with attention over all segments."""
+    local, glob = block.local_recurrence, block.global_attention
+    batch, segments, frames, size = hidden_states.shape
+    rows = []
+    for segment in hidden_states.flatten(0, 1):
+        rows.append(local.lstm(segment[:, None], (local.initial_hidden, local.initial_cell))[0][:, 0])
+    values = local.projection(torch.stack(rows)).view(hidden_states.shape)
+    hidden_states = reference_layer_norm(local.layer_norm, values, mask, hidden_states)
+
+    rows = torch.einsum("qk,bskd->bsqd", glob.compress.weight, hidden_states) + glob.compress.bias[:, None]
+    angle = torch.arange(segments)[:, None] / 10000 ** (2 * torch.arange(size // 2) / size)
+    rows = glob.input_layer_norm(rows) + torch.cat([angle.sin(), angle.cos()], -1)[:, None]
+    attention = glob.attention
+    q, k, v = (
+        projection(rows).unflatten(-1, (-1, attention.head_dim))
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    weights = (torch.einsum("bsqhd,btqhd->bqhst", q, k) / attention.head_dim**0.5).softmax(-1)
+    attended = attention.out_proj(torch.einsum("bqhst,btqhd->bsqhd", weights, v).flatten(-2))
+    rows = glob.output_layer_norm(rows + attended)
+    values = torch.einsum("kq,bsqd->bskd", glob.expand.weight, rows) + glob.expand.bias[:, None]
+    return reference_layer_norm(glob.layer_norm, values, mask, hidden_states)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_block_computes_the_formulas_of_the_method(attention):
+    config = tiny(initializer_range=0.3, hidden_dropout=0.0, attention_dropout=0.0)
+    config._attn_implementation = attention
+    block = CSCModel(config).layers[0]
+    for parameter in block.parameters():
+        if parameter.dim() == 1 or parameter.shape[0] == 2:  # norms, biases, initial states: zero and one when new
+            torch.nn.init.normal_(parameter, std=0.3)
+    mask = torch.ones(3, 5, 32, 1)
+    mask[1, 2:, 7:] = 0
+    hidden_states = (torch.randn(3, 5, 32, 16) * mask).requires_grad_()
+    actual = block(hidden_states.flatten(1, 2), mask, None)
+    expected = reference_block(block, hidden_states, mask).flatten(1, 2)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+    weight = torch.randn_like(actual)
+    wanted = [hidden_states, *block.parameters()]
+    gradients = [torch.autograd.grad((weight * output).sum(), wanted) for output in (actual, expected)]
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_norm_keeps_the_precision_of_its_residual():
+    norm, mask = CSCGlobalLayerNorm(16, 1e-5), torch.ones(2, 40, 1)
+    values, residual = torch.randn(2, 40, 16, dtype=torch.bfloat16), torch.randn(2, 40, 16)
+    expected = reference_layer_norm(norm, values.float(), mask, residual)
+    torch.testing.assert_close(norm(values, mask, residual=residual), expected)
+    assert norm(values, mask).dtype == torch.bfloat16
 
 
 # --- separation loss -----------------------------------------------------------------------------------------------

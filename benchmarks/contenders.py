@@ -14,10 +14,10 @@ from torch import nn
 
 from csc_hf import CSCConfig, CSCForSpeechSeparation, CSCModel
 
-ASTEROID = "pip install --no-deps asteroid asteroid-filterbanks"
-RESEMBLYZER = "pip install --no-deps resemblyzer && pip install librosa webrtcvad-wheels"
-SPEECHBRAIN = "pip install speechbrain"
-TORCHAUDIO = 'pip install "csc-hf[eval]"'
+ASTEROID = 'pip install -e ".[bench]" && pip install --no-deps asteroid'
+RESEMBLYZER = 'pip install -e ".[bench]" && pip install --no-deps resemblyzer'
+SPEECHBRAIN = 'pip install -e ".[bench]"'
+TORCHAUDIO = 'pip install -e ".[bench]"'
 
 GALR = {  # the setting of 1.5 million parameters of the GALR paper
     "conv_kernel": 32,

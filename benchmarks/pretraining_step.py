@@ -16,6 +16,7 @@ from measure import SAMPLING_RATE, Section, alone, interleave, multiply_accumula
 
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf import modeling_csc as modeling
+from csc_hf.memory import keep_freed_memory
 
 CROP_SECONDS = 2.0
 CONV = {"front_end": "conv", "conv_kernel": 32, "conv_stride": 16, "hidden_size": 64}
@@ -164,7 +165,9 @@ def _gpu_between(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
 
 
 def measure(variants: Sequence[Variant], length: float, rounds: int) -> dict[str, Row]:
-    """The row of each variant, by its name; steps and matrix products interleaved."""
+    """The row of each variant, by its name; steps and matrix products interleaved. Memory as `examples/pretrain.py`
+    keeps it."""
+    keep_freed_memory()
     models, steps, products = {}, {}, {}
     for variant in variants:
         models[variant.name], steps[variant.name] = make_step(variant, length)

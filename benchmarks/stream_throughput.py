@@ -28,6 +28,7 @@ import torch
 
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.data import stream_utterances
+from csc_hf.memory import keep_freed_memory
 from csc_hf.mixing import MixingConfig
 from csc_hf.stream import MixtureStream
 
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of the model a round")
     parser.add_argument("--memory_seconds", type=float, default=20_000, help="of generated speech; 0: leave it out")
     args = parser.parse_args()
+    keep_freed_memory()  # as examples/pretrain.py
 
     streams = {
         f"{name}, {workers} workers": lambda options=options, workers=workers: MixtureStream(

@@ -161,7 +161,7 @@ def embedding(rounds: int, threads: int, seconds=lambda length: length) -> Secti
         Contender(ours, contenders.csc_small_embeddings),
         Contender(peer, contenders.wavlm_base),
         Contender("Resemblyzer", contenders.Resemblyzer, contenders.RESEMBLYZER),
-        Contender("ECAPA-TDNN (SpeechBrain)", contenders.ECAPA, contenders.SPEECHBRAIN),
+        Contender("ECAPA-TDNN (SpeechBrain)", contenders.ECAPA, contenders.BENCH),
     ]
     text = [
         "`CSCModel` of the preset `small`, without separation branch: embeddings of two slots. From waveforms to "
@@ -186,8 +186,8 @@ def separation(rounds: int, threads: int, seconds=lambda length: length) -> Sect
         Contender(ours, contenders.csc_separation),
         Contender(peer, contenders.asteroid_conv_tasnet, contenders.ASTEROID),
         Contender("ConvTasNet 16/8 (Asteroid)", contenders.asteroid_conv_tasnet_short, contenders.ASTEROID),
-        Contender("ConvTasNet 16/8 (torchaudio)", contenders.TorchaudioConvTasNet, contenders.TORCHAUDIO),
-        Contender("SepFormer 16/8 (SpeechBrain)", contenders.sepformer, contenders.SPEECHBRAIN),
+        Contender("ConvTasNet 16/8 (torchaudio)", contenders.TorchaudioConvTasNet, contenders.BENCH),
+        Contender("SepFormer 16/8 (SpeechBrain)", contenders.sepformer, contenders.BENCH),
     ]
     length = seconds(4.0)
     workload = Workload((1, round(length * SAMPLING_RATE)), length)

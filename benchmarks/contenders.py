@@ -14,10 +14,9 @@ from torch import nn
 
 from csc_hf import CSCConfig, CSCForSpeechSeparation, CSCModel
 
-ASTEROID = 'pip install -e ".[bench]" && pip install --no-deps asteroid'
-RESEMBLYZER = 'pip install -e ".[bench]" && pip install --no-deps resemblyzer'
-SPEECHBRAIN = 'pip install -e ".[bench]"'
-TORCHAUDIO = 'pip install -e ".[bench]"'
+BENCH = 'pip install -e ".[bench]"'
+ASTEROID = f"{BENCH} && pip install --no-deps asteroid"
+RESEMBLYZER = f"{BENCH} && pip install --no-deps resemblyzer"
 
 GALR = {  # the setting of 1.5 million parameters of the GALR paper
     "conv_kernel": 32,

@@ -26,7 +26,7 @@ from transformers import get_scheduler
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
 from csc_hf.data import UtteranceStream, stream_utterances
-from csc_hf.memory import keep_freed_memory
+from csc_hf.memory import prepare_cpu
 from csc_hf.mixing import MixingConfig
 from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.reports import format_report
@@ -127,9 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.device.type == "cpu":
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        keep_freed_memory()
-        torch.set_num_threads(args.cpu_threads or max(1, os.cpu_count() // local_processes))
+        prepare_cpu(args.cpu_threads)
     set_seed(args.seed)
 
     training = open_data(args, args.train_data, "train")

@@ -43,7 +43,7 @@ from csc_hf.checkpoints import begin_folder, delete_checkpoints, finish_folder, 
 from csc_hf.collapse import CollapsedError, CollapseGuard, collapse_signs
 from csc_hf.data import UtteranceStream, stream_utterances
 from csc_hf.hub import BackgroundPush, save_repository
-from csc_hf.memory import keep_freed_memory
+from csc_hf.memory import prepare_cpu
 from csc_hf.metrics import si_sdr_improvement
 from csc_hf.mixing import MixingConfig
 from csc_hf.reports import format_report
@@ -297,10 +297,7 @@ class Trainer:
         if self.is_sharded:  # it would round losses and what is summed over processes; autocast does not
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         if self.accelerator.device.type == "cpu":
-            # `accelerate launch` gives a single process one thread; its processes on a machine share the cores here.
-            local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            keep_freed_memory()
-            torch.set_num_threads(args.cpu_threads or max(1, os.cpu_count() // local_processes))
+            prepare_cpu(args.cpu_threads)
         set_seed(args.seed)
 
         model_options = {"preset": "base", **args.model}

@@ -58,9 +58,9 @@ class Output(nn.Module):
 class GALRTrunk(nn.Module):
     """The blocks of `CSCModel`'s trunk, run as it runs them."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        model = CSCModel(TRUNK)
+        model = CSCModel(CSCConfig(**TRUNK.to_diff_dict() | options))
         self.layers, self.attention_bias = model.layers, model._attention_bias
 
     def forward(self, segments: torch.Tensor) -> torch.Tensor:

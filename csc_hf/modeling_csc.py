@@ -338,26 +338,63 @@ class CSCAttention(nn.Module):
         return self.out_proj(output.reshape(batch, segments, rows, size)), weights
 
 
-class CSCLocalRecurrence(nn.Module):
-    """BiLSTM inside every segment, from learnt initial states, [G]."""
+class CSCLSTM(nn.Module):
+    """BiLSTM from learnt initial states, [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.lstm = nn.LSTM(config.hidden_size, config.lstm_hidden_size, bidirectional=True)
         self.initial_hidden = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
         self.initial_cell = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
+
+    def forward(self, segments: torch.Tensor) -> torch.Tensor:
+        """`segments` (K, B, D) → (K, B, 2·H)."""
+        initial = [
+            state.to(segments.dtype).expand(-1, segments.shape[1], -1).contiguous()
+            for state in (self.initial_hidden, self.initial_cell)
+        ]
+        return self.lstm(segments, initial)[0]
+
+
+class CSCMinGRU(nn.Module):
+    """Bidirectional minGRU (Feng et al. 2024, arXiv 2410.01201) from learnt initial states, [O]. What a frame adds to
+    the state, and how much of it, is told by the frame alone: one matrix product for all frames, then an average that
+    moves along them."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.candidates_and_gates = nn.Linear(config.hidden_size, 4 * config.lstm_hidden_size)
+        self.initial_hidden = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
+
+    def forward(self, segments: torch.Tensor) -> torch.Tensor:
+        """`segments` (K, B, D) → (K, B, 2·H)."""
+        candidates, gates = self.candidates_and_gates(segments).chunk(2, dim=-1)
+        directions = []
+        for direction, (candidate, gate) in enumerate(
+            zip(candidates.chunk(2, dim=-1), gates.sigmoid().chunk(2, dim=-1), strict=True)
+        ):
+            steps = list(zip(candidate.unbind(), gate.unbind(), strict=True))
+            state, states = self.initial_hidden[direction].to(candidate.dtype), []
+            for value, share in reversed(steps) if direction else steps:
+                state = torch.lerp(state.expand_as(value), value, share)
+                states.append(state)
+            directions.append(torch.stack(states[::-1] if direction else states))
+        return torch.cat(directions, dim=-1)
+
+
+class CSCLocalRecurrence(nn.Module):
+    """Along the frames of every segment, in both directions, [G]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.recurrence = CSCMinGRU(config) if config.local_layer == "mingru" else CSCLSTM(config)
         self.projection = nn.Linear(2 * config.lstm_hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         """`hidden_states` (K, B, S, D), `frame_mask` (K, B, S, 1) → (K, B, S, D)."""
-        segments = hidden_states.flatten(1, 2)
-        initial = [
-            state.to(segments.dtype).expand(-1, segments.shape[1], -1).contiguous()
-            for state in (self.initial_hidden, self.initial_cell)
-        ]
-        local = self.projection(self.lstm(segments, initial)[0]).view_as(hidden_states)
+        local = self.projection(self.recurrence(hidden_states.flatten(1, 2))).view_as(hidden_states)
         return self.layer_norm(self.dropout(local).mul_(frame_mask), frame_mask, residual=hidden_states)
 
 
@@ -708,9 +745,11 @@ class CSCPreTrainedModel(PreTrainedModel):
         if isinstance(module, (CSCConvFrontEnd, CSCConvDecoder)):
             # A basis of waveforms: PyTorch's own scale, not that of the linear layers.
             init.kaiming_uniform_(module.conv.weight, a=math.sqrt(5))
-        elif isinstance(module, CSCLocalRecurrence):
+        elif isinstance(module, CSCLSTM):
             init.zeros_(module.initial_hidden)
             init.zeros_(module.initial_cell)
+        elif isinstance(module, CSCMinGRU):
+            init.zeros_(module.initial_hidden)
         elif isinstance(module, nn.PReLU):
             init.constant_(module.weight, 0.25)
         elif isinstance(module, CSCForPreTraining):

@@ -12,8 +12,10 @@ For one embedding a recording, `finetune_verification.py` is the plainer way.
 """
 
 import argparse
+import itertools
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +29,7 @@ from transformers import get_scheduler
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
 from csc_hf.data import UtteranceStream, stream_utterances
 from csc_hf.memory import prepare_cpu
-from csc_hf.mixing import MixingConfig
+from csc_hf.mixing import MixingConfig, MixtureRecipe
 from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.reports import format_report
 from csc_hf.stream import MixtureBatch, MixtureStream
@@ -35,6 +37,10 @@ from csc_hf.trials import build_trials
 from csc_hf.verification import evaluate
 
 PRESETS = ("tiny", "small", "base")
+
+SPEED_RANGE = (0.86, 1.14)
+NUM_SPEEDS = 3
+"""A speaker at a speed that rounds to 0.9, to 1.0 and to 1.1 is three speakers: his pitch and formants differ."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -47,8 +53,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", default="small", help="a saved model (folder or name on the Hub), or a new one: tiny, small, base")
     add(
         "--train_data",
-        default=os.path.relpath(Path(__file__).resolve().parent / "demo_speech"),
-        help="speech with speakers: folder, Parquet or tar files, name on the Hub",
+        nargs="+",
+        default=[os.path.relpath(Path(__file__).resolve().parent / "demo_speech")],
+        help="speech with speakers: folder, Parquet or tar files, name on the Hub; or several",
     )
     add("--eval_data", help="as --train_data, of other speakers; if not given, the split `test` of the training data")
     add("--noise_data", help="recorded noise, in any form that --train_data takes; or noise is generated")
@@ -60,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seconds", type=float, default=2.0, help="length of a mixture")
     add("--single_speaker_probability", type=float, default=0.5, help="of a mixture of one talker alone")
     add("--recorded_noise_probability", type=float, default=0.5, help="share of recorded noises, if there are any")
+    add("--speed_probability", type=float, default=0.0, help="of an identity at another speed, and so another speaker")
+    add("--reverb_probability", type=float, default=0.0, help="of a mixture in a simulated room")
     add("--num_identities", type=int, default=12, help="speakers in a batch, of each device; two mixtures for each")
     add("--classification_loss_weight", type=float, default=0.3, help="beside the losses of pre-training")
     add("--max_steps", type=int, default=1000, help="training steps")
@@ -75,14 +84,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, training data and evaluation")
     add("--output_dir", default="runs/mixtures", help="folder for model, feature extractor and results.json")
     args = parser.parse_args(argv)
-    if args.eval_data is None and args.train_data.endswith((".parquet", ".tar")):
+    if args.eval_data is None and any(path.endswith((".parquet", ".tar")) for path in args.train_data):
         parser.error("give --eval_data, of speakers that are not in the training data")
     return args
 
 
-def open_data(args: argparse.Namespace, path: str, split: str) -> UtteranceStream:
+def open_data(args: argparse.Namespace, paths: list[str], split: str) -> list[UtteranceStream]:
     columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
-    return stream_utterances(path, split, *columns)
+    # Each of several has its name put before its speakers and ids, so that they cannot be confused.
+    return [stream_utterances(path, split, *columns, corpus=path if len(paths) > 1 else None) for path in paths]
 
 
 def open_noise(args: argparse.Namespace) -> UtteranceStream | None:
@@ -97,6 +107,17 @@ def load_model(args: argparse.Namespace) -> CSCForPreTraining:
     if args.model in PRESETS:
         return CSCForPreTraining(getattr(CSCConfig, args.model)(**options))
     return CSCForPreTraining.from_pretrained(args.model, **options)
+
+
+def number_slots(recipes: Sequence[MixtureRecipe], number_of: Mapping[str, int], num_speeds: int) -> torch.Tensor:
+    """Who speaks in each slot, (B, C), from the number of each utterance's speaker, who is `num_speeds` speakers by
+    his speeds; −100 where nobody does."""
+    numbers = torch.full((len(recipes), recipes[0].num_sources), -100)
+    for row, recipe in enumerate(recipes):
+        for slot, source in enumerate(recipe.sources):
+            speed = (round(10 * source.speed) - 10) % num_speeds
+            numbers[row, slot] = num_speeds * number_of[source.pieces[0].utterance] + speed
+    return numbers
 
 
 class SlotClassifier(nn.Module):
@@ -131,13 +152,14 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)
 
     training = open_data(args, args.train_data, "train")
-    speaker_of = {row.id: row.speaker for row in training.rows()}
+    speaker_of = {row.id: row.speaker for row in itertools.chain(*(stream.rows() for stream in training))}
     speakers = sorted(set(speaker_of.values()) - {None})
     number_of = {utterance: speakers.index(speaker) for utterance, speaker in speaker_of.items() if speaker}
-    held_out = open_data(args, args.eval_data or args.train_data, "test")
-    if both := {row.speaker for row in held_out.rows()} & set(speakers):
+    held_out = open_data(args, [args.eval_data] if args.eval_data else args.train_data, "test")
+    names = {name.removeprefix(f"{stream.corpus}:") for stream in training for name in speakers}
+    if both := {row.speaker for stream in held_out for row in stream.rows()} & {*speakers, *names}:
         raise SystemExit(f"speakers {sorted(both)[:3]} are in the training data and in --eval_data: keep them apart")
-    trials = build_trials(held_out, args.seed, args.eval_seconds, args.eval_recordings)
+    trials = build_trials(itertools.chain(*held_out), args.seed, args.eval_seconds, args.eval_recordings)
 
     pretrained = load_model(args)
     stream = MixtureStream(
@@ -148,6 +170,9 @@ def main(argv: list[str] | None = None) -> None:
             seconds=args.seconds,
             supervision="speaker",
             single_speaker_probability=args.single_speaker_probability,
+            speed_probability=args.speed_probability,
+            speed_range=SPEED_RANGE,
+            reverb_probability=args.reverb_probability,
             recorded_noise_probability=args.recorded_noise_probability,
         ),
         args.seed,
@@ -156,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    model = SlotClassifier(pretrained, len(speakers), args.classification_loss_weight)
+    num_speeds = NUM_SPEEDS if args.speed_probability else 1
+    model = SlotClassifier(pretrained, len(speakers) * num_speeds, args.classification_loss_weight)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     # Accelerate steps the schedule once for every process.
     steps = [count * accelerator.num_processes for count in (args.warmup_steps, args.max_steps)]
@@ -170,10 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     recent = []
     progress = tqdm(range(1, args.max_steps + 1), desc="training", disable=not accelerator.is_main_process)
     for step, batch in zip(progress, stream, strict=False):
-        numbers = torch.full(batch["speaker_ids"].shape, -100)
-        for row, recipe in enumerate(batch.recipes):
-            for slot, source in enumerate(recipe.sources):
-                numbers[row, slot] = number_of[source.pieces[0].utterance]
+        numbers = number_slots(batch.recipes, number_of, num_speeds)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         loss, *figures = model(numbers.to(accelerator.device), batch)
         accelerator.backward(loss)

@@ -10,6 +10,7 @@ from csc_hf import CSCConfig, CSCForPreTraining
     "values",
     [
         {"front_end": "mel"},
+        {"local_layer": "rnn"},
         {"conv_stride": 12},
         {"conv_stride": 32},
         {"segment_length": 15},

@@ -1,9 +1,11 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """The fine-tuning scripts: on the speech that ships, as users run them, and on tones, which are learnt in seconds."""
 
+import functools
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ from csc_hf import (
     CSCForXVector,
 )
 from csc_hf.data import stream_utterances
+from csc_hf.mixing import MixtureRecipe, Piece, SourceRecipe
 from csc_hf.trials import build_trials
 from csc_hf.verification import evaluate
 
@@ -307,9 +310,44 @@ def test_mixtures_teach_who_speaks(pretrained, tones, tmp_path):
     assert evaluate(model, build_trials(held_out, 0, 0.5, 6)) == results["after"]
 
 
-def test_mixtures_need_other_speakers_to_be_judged_by(pretrained, tones, tmp_path):
+@pytest.fixture
+def two_data_sets(tones, tmp_path):
+    """The same tones twice."""
+    shutil.copytree(tones / "train", tmp_path / "other")
+    return [str(folder / "*.parquet") for folder in (tones / "train", tmp_path / "other")]
+
+
+def test_mixtures_of_several_data_sets_at_several_speeds(pretrained, tones, two_data_sets, tmp_path):
+    """A speaker of another data set is another one, and he is three by his speeds."""
+    module, numbers = script("mixtures"), []
+    number_slots = module.number_slots
+    module.number_slots = lambda *args: numbers.append(number_slots(*args)) or numbers[-1]
+    options = "--max_steps 6 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1"
+    options += " --speed_probability 1 --reverb_probability 0.5"
+    folders = ["--model", str(pretrained), "--output_dir", str(tmp_path / "run")]
+    data = ["--train_data", *two_data_sets, "--eval_data", str(tones / "test" / "*.parquet")]
+    module.main([*folders, *data, *options.split()])
+    numbers = set(torch.cat(numbers).flatten().tolist()) - {-100}
+    assert numbers <= set(range(2 * 6 * 3))
+    assert {number // 18 for number in numbers} == {0, 1} and {number % 3 for number in numbers} == {0, 1, 2}
+
+
+def test_a_speaker_is_three_by_his_speeds():
+    piece = Piece("utterance", 0, 100, 0)
+
+    def recipe(*speeds):
+        sources = [SourceRecipe(n, (piece,), None, speed) for n, speed in enumerate(speeds)]
+        return MixtureRecipe(100, 2, tuple(sources), None)
+
+    number = functools.partial(script("mixtures").number_slots, number_of={"utterance": 5})
+    recipes = [recipe(1.0, 1.14), recipe(0.86), recipe(0.95, 1.05), recipe(0.94, 1.06)]
+    assert number(recipes[:1], num_speeds=1).tolist() == [[5, 5]]
+    assert number(recipes, num_speeds=3).tolist() == [[15, 16], [17, -100], [15, 15], [17, 16]]
+
+
+@pytest.mark.parametrize("num_data_sets", [1, 2])
+def test_mixtures_need_other_speakers_to_be_judged_by(num_data_sets, pretrained, two_data_sets, tmp_path):
+    folders = ["--model", str(pretrained), "--output_dir", str(tmp_path / "run")]
+    data = ["--train_data", *two_data_sets[:num_data_sets], "--eval_data", two_data_sets[0]]
     with pytest.raises(SystemExit, match="keep them apart"):
-        script("mixtures").main(
-            ["--model", str(pretrained), "--output_dir", str(tmp_path)]
-            + [f"--{part}_data={tones / 'train' / '*.parquet'}" for part in ("train", "eval")]
-        )
+        script("mixtures").main(folders + data)

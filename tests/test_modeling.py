@@ -58,10 +58,13 @@ def seed():
 # --- padding and input ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_padding_changes_no_output(model_class, front_end):
-    model = model_class(tiny(front_end, xvector_scale=1.0)).eval()  # logits that are cosines, not 30 times as large
+@pytest.mark.parametrize(
+    ("model_class", "front_end", "local_layer"),
+    [*itertools.product(CLASSES, FRONT_ENDS, ["lstm"]), (CSCForPreTraining, "stft", "mingru")],
+)
+def test_padding_changes_no_output(model_class, front_end, local_layer):
+    config = tiny(front_end, local_layer=local_layer, xvector_scale=1.0)  # logits that are cosines, not 30 times those
+    model = model_class(config).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:  # a new model's biases are zero, and would hide what they do to padding
             torch.nn.init.normal_(parameter, std=0.3)
@@ -159,13 +162,29 @@ def reference_layer_norm(norm, values, mask, residual):
     return output
 
 
+def reference_recurrence(recurrence, segment):
+    """(K, D) → (K, 2·H)."""
+    if hasattr(recurrence, "lstm"):
+        states = recurrence.initial_hidden, recurrence.initial_cell
+        return recurrence.lstm(segment[:, None], states)[0][:, 0]
+    size = recurrence.initial_hidden.shape[-1]
+    values, shares = recurrence.candidates_and_gates(segment).split(2 * size, dim=-1)
+    output = torch.zeros_like(values)
+    for direction, frames in enumerate((range(len(segment)), reversed(range(len(segment))))):
+        channels = slice(direction * size, (direction + 1) * size)
+        state = recurrence.initial_hidden[direction, 0]
+        for k in frames:
+            share = 1 / (1 + torch.exp(-shares[k, channels]))
+            state = (1 - share) * state + share * values[k, channels]
+            output[k, channels] = state
+    return output
+
+
 def reference_block(block, hidden_states, mask):
     """Of a model without dropout and with attention over all segments."""
     local, glob = block.local_recurrence, block.global_attention
     batch, segments, frames, size = hidden_states.shape
-    rows = []
-    for segment in hidden_states.flatten(0, 1):
-        rows.append(local.lstm(segment[:, None], (local.initial_hidden, local.initial_cell))[0][:, 0])
+    rows = [reference_recurrence(local.recurrence, segment) for segment in hidden_states.flatten(0, 1)]
     values = local.projection(torch.stack(rows)).view(hidden_states.shape)
     hidden_states = reference_layer_norm(local.layer_norm, values, mask, hidden_states)
 
@@ -184,9 +203,9 @@ def reference_block(block, hidden_states, mask):
     return reference_layer_norm(glob.layer_norm, values, mask, hidden_states)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_block_computes_the_formulas_of_the_method(attention):
-    config = tiny(initializer_range=0.3, hidden_dropout=0.0, attention_dropout=0.0)
+@pytest.mark.parametrize(("attention", "local_layer"), [("eager", "lstm"), ("sdpa", "lstm"), ("sdpa", "mingru")])
+def test_a_block_computes_the_formulas_of_the_method(attention, local_layer):
+    config = tiny(local_layer=local_layer, initializer_range=0.3, hidden_dropout=0.0, attention_dropout=0.0)
     config._attn_implementation = attention
     block = CSCModel(config).layers[0]
     for parameter in block.parameters():
@@ -585,9 +604,12 @@ def test_activation_checkpointing_changes_no_gradient(use_reentrant):
         torch.testing.assert_close(p.grad, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize(("model_class", "front_end"), list(zip(CLASSES, FRONT_ENDS * 3, strict=True)))
-def test_export_keeps_the_length_dynamic(model_class, front_end):
-    model = model_class(tiny(front_end)).eval()
+@pytest.mark.parametrize(
+    ("model_class", "front_end", "local_layer"),
+    [*zip(CLASSES, FRONT_ENDS * 3, ["lstm"] * 6, strict=True), (CSCForSpeechSeparation, "stft", "mingru")],
+)
+def test_export_keeps_the_length_dynamic(model_class, front_end, local_layer):
+    model = model_class(tiny(front_end, local_layer=local_layer)).eval()
     shapes = {name: [torch.export.Dim.AUTO] * 2 for name in ("input_values", "attention_mask")}
     example = {"input_values": torch.randn(2, 3001), "attention_mask": torch.ones(2, 3001, dtype=torch.long)}
     program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False)
@@ -599,10 +621,11 @@ def test_export_keeps_the_length_dynamic(model_class, front_end):
         torch.testing.assert_close(actual[name], tensor, atol=1e-4, rtol=0)
 
 
-def test_compiling_breaks_the_graph_at_the_lstm_alone():
-    model = CSCForSpeechSeparation(tiny("stft")).eval()
+@pytest.mark.parametrize(("local_layer", "allow_rnn"), [("lstm", True), ("mingru", False)])
+def test_compiling_breaks_the_graph_at_the_lstm_alone(local_layer, allow_rnn):
+    model = CSCForSpeechSeparation(tiny("stft", local_layer=local_layer)).eval()
     audio = torch.randn(2, 3000)
     torch._dynamo.reset()
-    with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
+    with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=allow_rnn):
         explanation = torch._dynamo.explain(model)(audio)
     assert explanation.graph_break_count == 0, explanation.break_reasons

@@ -3,6 +3,7 @@
 Splits labelled speech in Parquet files into train and dev, no speaker in both; leaves out what may not be used.
 
     python benchmarks/verification/split_speakers.py "corpus/train/*.parquet" runs/split --leave_out GPL
+    python benchmarks/verification/split_speakers.py "voices/*.parquet" runs/voices --source voices --licence CC0
 """
 
 import argparse
@@ -32,13 +33,18 @@ def dev_speakers(speakers_of: dict[str, set[str]], share: float) -> set[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("data", help="Parquet files, by a glob pattern, with the columns audio, speaker_id, source and licence")
+    add("data", help="Parquet files, by a glob pattern, with the columns audio, speaker_id, seconds, source, licence")
     add("output_dir", type=Path, help="folder to be given train/ and dev/")
     add("--dev_share", type=float, default=0.12, help="share of the speakers of each source; 0 for noise")
+    add("--source", help="of data without that column: what all of it is from")
+    add("--licence", help="of data without that column: that of all of it")
     add("--leave_out", default=(), nargs="*", metavar="LICENCE", help="beginnings of licences")
     args = parser.parse_args(argv)
 
     rows = load_dataset("parquet", data_files=args.data, split="train").cast_column("audio", Audio(decode=False))
+    for column, value in (("source", args.source), ("licence", args.licence)):
+        if value is not None:
+            rows = rows.add_column(column, [value] * len(rows))
     num_rows = len(rows)
     rows = rows.filter(lambda licence: not licence.startswith(tuple(args.leave_out)), input_columns="licence")
     print(f"{num_rows - len(rows)} of {num_rows} rows left out for their licence")

@@ -28,7 +28,6 @@ GALR = {  # the setting of 1.5 million parameters of the GALR paper
     "num_attention_heads": 8,
 }
 TRUNK = CSCConfig(num_hidden_layers=6, **GALR)
-SEPARATION = CSCConfig(num_hidden_layers=4, num_separation_layers=2, num_speaker_layers=1, **GALR)
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class Output(nn.Module):
 class GALRTrunk(nn.Module):
     """The blocks of `CSCModel`'s trunk, run as it runs them."""
 
-    def __init__(self, **options):
+    def __init__(self, local_layer: str = "lstm"):
         super().__init__()
-        model = CSCModel(CSCConfig(**TRUNK.to_diff_dict() | options))
+        model = CSCModel(CSCConfig(num_hidden_layers=TRUNK.num_hidden_layers, local_layer=local_layer, **GALR))
         self.layers, self.attention_bias = model.layers, model._attention_bias
 
     def forward(self, segments: torch.Tensor) -> torch.Tensor:
@@ -96,8 +95,8 @@ class DPRNNTrunk(nn.Module):
 # --- speaker embeddings: (B, T) → (B, ...) ---------------------------------------------------------------------------
 
 
-def csc_small_embeddings() -> nn.Module:
-    return Output(CSCModel(CSCConfig.small()), "source_embeddings")
+def csc_small_embeddings(local_layer: str = "lstm") -> nn.Module:
+    return Output(CSCModel(CSCConfig.small(local_layer=local_layer)), "source_embeddings")
 
 
 def wavlm_base() -> nn.Module:
@@ -138,8 +137,9 @@ class ECAPA(nn.Module):
 # --- separation: (B, T) → (B, C, T), SpeechBrain's (B, T, C) ---------------------------------------------------------
 
 
-def csc_separation() -> nn.Module:
-    return Output(CSCForSpeechSeparation(SEPARATION), "sources")
+def csc_separation(local_layer: str = "lstm") -> nn.Module:
+    layers = {"num_hidden_layers": 4, "num_separation_layers": 2, "num_speaker_layers": 1}
+    return Output(CSCForSpeechSeparation(CSCConfig(local_layer=local_layer, **layers, **GALR)), "sources")
 
 
 def asteroid_conv_tasnet() -> nn.Module:

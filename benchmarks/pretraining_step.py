@@ -20,6 +20,7 @@ from csc_hf.memory import keep_freed_memory
 
 CROP_SECONDS = 2.0
 CONV = {"front_end": "conv", "conv_kernel": 32, "conv_stride": 16, "hidden_size": 64}
+MINGRU = {"local_layer": "mingru"}
 
 PARTS = {
     modeling.CSCConvFrontEnd: "front end",
@@ -218,8 +219,10 @@ def pretraining(rounds: int, threads: int, seconds=lambda length: length) -> Sec
     variants = [
         Variant("`small`, float32", CSCConfig.small(), goal=100),
         Variant("`small`, bfloat16", CSCConfig.small(**eager), torch.bfloat16, goal=100),
+        Variant("`small`, minGRU, bfloat16", CSCConfig.small(**MINGRU, **eager), torch.bfloat16, goal=100),
         Variant("conv 32/16, D=64, float32", CSCConfig.small(**CONV), goal=20),
         Variant("conv 32/16, D=64, bfloat16", CSCConfig.small(**CONV, **eager), torch.bfloat16, goal=20),
+        Variant("conv, minGRU, bfloat16", CSCConfig.small(**CONV, **MINGRU, **eager), torch.bfloat16, goal=20),
     ]
     rows = alone(measure, variants, length, rounds, threads=threads)
     goals = []
@@ -232,9 +235,9 @@ def pretraining(rounds: int, threads: int, seconds=lambda length: length) -> Sec
         goals.append((f"pre-training step, {variant.name}", measured, f"≥ {variant.goal} audio s/s"))
     text = (
         f"Forward, backward, AdamW on 24 mixtures of {length:g} s with {threads} threads: `small`, and `small` with "
-        "the conv front end 32/16 and D=64. bfloat16 is autocast, with eager attention. GFLOP are those of matrix "
-        "products, convolutions, LSTMs and attention; their rate is compared with that of a product of matrices of "
-        "2048 × 2048 in the same type, measured in the same rounds.\n\n"
+        'the conv front end 32/16 and D=64; minGRU is `local_layer="mingru"`. bfloat16 is autocast, with eager '
+        "attention. GFLOP are those of matrix products, convolutions, LSTMs and attention; their rate is compared "
+        "with that of a product of matrices of 2048 × 2048 in the same type, measured in the same rounds.\n\n"
     )
     return Section("Pre-training step", goals, text + show(variants, rows, length))
 

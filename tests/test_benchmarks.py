@@ -63,6 +63,7 @@ def test_split_speakers(tmp_path):
         ("utterance", {"mixing.supervision": "utterance"}),
         ("no_cross_attention", {"model.use_cross_attention": False}),
         ("no_separation", {"model.separation_loss_weight": 0.0}),
+        ("mingru", {"model.local_layer": "mingru"}),
         ("three_observations", {"per_device_train_batch_size": 8, "mixing.num_observations": 3}),
     ],
 )
@@ -173,10 +174,11 @@ def test_we_are_no_larger_than_what_we_are_compared_with():
 
 
 def test_contenders_take_the_same_input():
-    assert contenders.GALRTrunk()(torch.randn(1, 3, 100, 64)).shape == (1, 300, 64)
-    with torch.no_grad():
-        assert contenders.csc_separation()(torch.randn(1, 8000)).shape == (1, 2, 8000)
-        assert contenders.csc_small_embeddings()(torch.randn(2, 8000)).shape == (2, 2, 192)
+    for layer in ("lstm", "mingru"):
+        assert contenders.GALRTrunk(layer)(torch.randn(1, 3, 100, 64)).shape == (1, 300, 64)
+        with torch.no_grad():
+            assert contenders.csc_separation(layer)(torch.randn(1, 8000)).shape == (1, 2, 8000)
+            assert contenders.csc_small_embeddings(layer)(torch.randn(2, 8000)).shape == (2, 2, 192)
 
 
 # --- the step of pre-training ----------------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def test_run_all(tmp_path):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert all(len(row) in (3, 4, 7) for row in rows)
     goals = {row[0]: row[1] for row in rows if len(row) == 3}
-    assert len(goals) == 2 + 12  # with its header
+    assert len(goals) == 2 + 17  # with its header
     measured = {row[0] for row in rows if len(row) == 7 and re.fullmatch(r"[\d.]+ M", row[1])}
     assert {"GALR (csc_hf)", "small (csc_hf)", "WavLM base x-vector (Transformers)"} <= measured
     assert "CSC, conv front end (csc_hf)" in measured

@@ -146,7 +146,8 @@ class SlotClassifier(nn.Module):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    # Without `cpu`, each of several processes on CPUs takes itself to be alone.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
     if accelerator.device.type == "cpu":
         prepare_cpu(args.cpu_threads)
     set_seed(args.seed)
@@ -189,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     scheduler = get_scheduler("cosine", optimizer, *steps)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
 
-    results = {"settings": vars(args), "loss": [], "accuracy": []}
+    processes = accelerator.num_processes
+    results = {"settings": vars(args), "num_processes": processes, "loss": [], "accuracy": []}
     if accelerator.is_main_process:
         results["before"] = evaluate(pretrained, trials)
     model.train()

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pyannote.core import Segment
@@ -330,6 +331,28 @@ def test_mixtures_of_several_data_sets_at_several_speeds(pretrained, tones, two_
     numbers = set(torch.cat(numbers).flatten().tolist()) - {-100}
     assert numbers <= set(range(2 * 6 * 3))
     assert {number // 18 for number in numbers} == {0, 1} and {number % 3 for number in numbers} == {0, 1, 2}
+
+
+def test_mixtures_in_two_processes(pretrained, tones, tmp_path):
+    rows = [row for file in sorted((tones / "train").glob("*")) for row in pq.read_table(file).to_pylist()]
+    again = [row | {"id": f"again {row['id']}"} for row in rows[1:] + rows[:1]]  # now each half has all pitches
+    write(tmp_path / "data", rows + again)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", EXAMPLES / "accelerate_configs" / "cpu_2_processes.yaml"]
+    data = [f"--train_data={tmp_path / 'data' / '*.parquet'}", f"--eval_data={tones / 'test' / '*.parquet'}"]
+    options = "--max_steps 2 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1 --logging_steps 1"
+    process = subprocess.run(
+        [*launcher, EXAMPLES / "finetune_mixtures.py", "--model", pretrained, "--output_dir", tmp_path / "run"]
+        + [*data, *options.split()],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert results_of(tmp_path / "run")["num_processes"] == 2
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_speaker_is_three_by_his_speeds():

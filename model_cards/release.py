@@ -1,0 +1,112 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Makes the folder of a released model, laid out as its Hub repository, from what training and evaluation wrote.
+
+    python model_cards/release.py csc-small --model runs/csc-small --settings examples/configs/csc-small.yaml \\
+        --evaluation mean=runs/mean/results.json --evaluation attention=runs/attention/results.json
+    python model_cards/release.py csc-small    # the card and the code again, from the folder's own files
+
+The card is `model_cards/NAME.md`, a Jinja template, filled in with the folder's `results.json`.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from csc_hf import CSCFeatureExtractor, CSCForPreTraining
+
+CARDS = Path(__file__).resolve().parent
+CODE = ("configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py")
+
+
+def card_data(name: str, results: dict) -> ModelCardData:
+    """What the Hub is told of the model: a figure for each condition, enrolled by the mean embedding."""
+    evaluation = results["evaluations"]["mean"]["results"][name]
+    figures = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speaker verification",
+            dataset_type="heldout",
+            dataset_name=f"{evaluation['num_speakers']} held-out speakers of public corpora",
+            dataset_config=condition,
+            metric_type="eer",
+            metric_name=f"Equal error rate, {condition} (%)",
+            metric_value=round(100 * of_condition["eer"], 2),
+        )
+        for condition, of_condition in evaluation["conditions"].items()
+    ]
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        license="cc-by-sa-4.0",
+        tags=["speech", "speaker-verification", "speech-separation", "contrastive-separative-coding"],
+        datasets=["openslr/librispeech_asr"],
+        metrics=["eer"],
+        eval_results=figures,
+    )
+
+
+def percent(figures: dict) -> str:
+    """An equal error rate in %, with its interval, if it has one."""
+    low_high = figures["eer_interval"]
+    interval = "" if low_high is None else f" ({100 * low_high[0]:.1f}–{100 * low_high[1]:.1f})"
+    return f"{100 * figures['eer']:.1f}{interval}"
+
+
+def write_card(name: str) -> None:
+    folder = CARDS / name
+    results = json.loads((folder / "results.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    card = ModelCard.from_template(
+        card_data(name, results),
+        template_path=str(CARDS / f"{name}.md"),
+        name=name,
+        results=results,
+        config=config,
+        settings=(folder / "training.yaml").read_text().strip(),
+        percent=percent,
+        megabytes=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}",
+    )
+    card.save(folder / "README.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("name", help="of the model, its folder and its template")
+    add("--model", type=Path, help="folder of the trained model, with its results.json")
+    add("--settings", type=Path, help="the YAML file that it was pre-trained with")
+    add("--evaluation", action="append", default=[], metavar="NAME=FILE", help="of evaluate_verification.py")
+    args = parser.parse_args()
+    folder = CARDS / args.name
+    if args.model is not None:
+        if args.settings is None or not args.evaluation:
+            parser.error("--model needs --settings and --evaluation")
+        model = CSCForPreTraining.from_pretrained(args.model)
+        model.save_pretrained(folder)
+        CSCFeatureExtractor.from_pretrained(args.model).save_pretrained(folder)
+        shutil.copy(args.settings, folder / "training.yaml")
+        evaluations = {}
+        for enrolment, file in (evaluation.split("=", 1) for evaluation in args.evaluation):
+            evaluations[enrolment] = json.loads(Path(file).read_text())
+            of_models = evaluations[enrolment]["results"]
+            evaluations[enrolment]["results"] = {
+                args.name if Path(model) == args.model else model: values for model, values in of_models.items()
+            }
+        results = {
+            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "fine_tuning": json.loads((args.model / "results.json").read_text()),
+            "evaluations": evaluations,
+        }
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    for file in CODE:
+        shutil.copy(CARDS.parent / "csc_hf" / file, folder / file)
+    write_card(args.name)
+
+
+if __name__ == "__main__":
+    main()

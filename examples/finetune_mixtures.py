@@ -127,7 +127,7 @@ class SlotClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.speakers = nn.Parameter(torch.empty(num_speakers, model.config.speaker_embedding_size))
-        nn.init.normal_(self.speakers)
+        nn.init.xavier_normal_(self.speakers)  # only directions count, and the shorter, the sooner they turn
         self.weight = weight
 
     def forward(self, speakers: torch.Tensor, batch: MixtureBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 Makes the folder of a released model, laid out as its Hub repository, from what training and evaluation wrote.
 
     python model_cards/release.py csc-small --model runs/csc-small --settings examples/configs/csc-small.yaml \\
-        --evaluation mean=runs/mean/results.json --evaluation attention=runs/attention/results.json
+        --training runs/csc-small-pretrained runs/csc-small --evaluation mean=runs/mean/results.json ...
     python model_cards/release.py csc-small    # the card and the code again, from the folder's own files
 
 The card is `model_cards/NAME.md`, a Jinja template, filled in with the folder's `results.json`.
@@ -57,55 +57,55 @@ def percent(figures: dict) -> str:
     return f"{100 * figures['eer']:.1f}{interval}"
 
 
-def write_card(name: str) -> None:
+def render(name: str) -> ModelCard:
+    """The card of a model, from its template and what its folder holds."""
     folder = CARDS / name
     results = json.loads((folder / "results.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
-    card = ModelCard.from_template(
+    return ModelCard.from_template(
         card_data(name, results),
         template_path=str(CARDS / f"{name}.md"),
         name=name,
         results=results,
-        config=config,
+        config=json.loads((folder / "config.json").read_text()),
         settings=(folder / "training.yaml").read_text().strip(),
-        percent=percent,
         megabytes=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}",
+        percent=percent,
     )
-    card.save(folder / "README.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("name", help="of the model, its folder and its template")
-    add("--model", type=Path, help="folder of the trained model, with its results.json")
+    add("--model", type=Path, help="folder of the trained model")
+    add("--training", nargs="+", type=Path, help="folders of its trainings, in their order, with their results.json")
     add("--settings", type=Path, help="the YAML file that it was pre-trained with")
-    add("--evaluation", action="append", default=[], metavar="NAME=FILE", help="of evaluate_verification.py")
+    add("--evaluation", nargs="+", metavar="NAME=FILE", help="results.json of evaluate_verification.py")
     args = parser.parse_args()
     folder = CARDS / args.name
     if args.model is not None:
-        if args.settings is None or not args.evaluation:
-            parser.error("--model needs --settings and --evaluation")
+        if None in (args.training, args.settings, args.evaluation):
+            parser.error("--model needs --training, --settings and --evaluation")
         model = CSCForPreTraining.from_pretrained(args.model)
         model.save_pretrained(folder)
         CSCFeatureExtractor.from_pretrained(args.model).save_pretrained(folder)
         shutil.copy(args.settings, folder / "training.yaml")
         evaluations = {}
-        for enrolment, file in (evaluation.split("=", 1) for evaluation in args.evaluation):
-            evaluations[enrolment] = json.loads(Path(file).read_text())
-            of_models = evaluations[enrolment]["results"]
-            evaluations[enrolment]["results"] = {
-                args.name if Path(model) == args.model else model: values for model, values in of_models.items()
+        for name, file in (evaluation.split("=", 1) for evaluation in args.evaluation):
+            evaluations[name] = json.loads(Path(file).read_text())
+            of_models = evaluations[name]["results"]
+            evaluations[name]["results"] = {
+                args.name if Path(model) == args.model else model: figures for model, figures in of_models.items()
             }
         results = {
-            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "fine_tuning": json.loads((args.model / "results.json").read_text()),
+            "num_parameters": model.num_parameters(),
+            "trainings": [json.loads((training / "results.json").read_text()) for training in args.training],
             "evaluations": evaluations,
         }
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     for file in CODE:
         shutil.copy(CARDS.parent / "csc_hf" / file, folder / file)
-    write_card(args.name)
+    render(args.name).save(folder / "README.md")
 
 
 if __name__ == "__main__":

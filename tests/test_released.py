@@ -1,0 +1,102 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""The models that ship: they load as from the Hub, do what their cards say, and their cards are up to date."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoFeatureExtractor
+
+from csc_hf import CSCForPreTraining
+from csc_hf.calibration import Calibration
+from csc_hf.data import stream_utterances
+from csc_hf.trials import build_trials
+from csc_hf.verification import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+CARDS = ROOT / "model_cards"
+MODELS = sorted(path.parent.name for path in CARDS.glob("*/model.safetensors"))
+REMEDY = "python model_cards/release.py {} brings it up to date"
+
+
+def results_of(name: str) -> dict:
+    return json.loads((CARDS / name / "results.json").read_text())
+
+
+def test_there_is_one():
+    assert MODELS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_loads_where_csc_hf_is_not_installed(name):
+    code = """
+import sys
+sys.modules["csc_hf"] = None  # not importable
+import torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+for auto_class in (AutoModel, AutoModelForPreTraining):
+    model, loading = auto_class.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["mismatched_keys"], loading
+extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
+noise = torch.randn(16000, generator=torch.Generator().manual_seed(0)).numpy()
+embeddings = model.eval()(**extractor(noise, sampling_rate=16000, return_tensors="pt")).source_embeddings
+assert embeddings.isfinite().all()
+"""
+    process = subprocess.run([sys.executable, "-c", code, CARDS / name], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_folder_is_a_whole_repository(name):
+    names = "README.md config.json preprocessor_config.json model.safetensors results.json training.yaml"
+    for file in names.split():
+        assert (CARDS / name / file).stat().st_size > 0
+    assert (CARDS / name / "model.safetensors").stat().st_size < 25e6
+    for file in ("configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py"):
+        shipped, ours = ((folder / file).read_text() for folder in (CARDS / name, ROOT / "csc_hf"))
+        assert shipped == ours, f"{file}: {REMEDY.format(name)}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_card_says_what_was_measured(name):
+    specification = importlib.util.spec_from_file_location("release", CARDS / "release.py")
+    release = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(release)
+    card = release.render(name)
+    assert (CARDS / name / "README.md").read_text().strip() == str(card).strip(), REMEDY.format(name)
+    figures = {figure.dataset_config: figure.metric_value for figure in card.data.eval_results}
+    conditions = results_of(name)["evaluations"]["mean"]["results"][name]["conditions"]
+    assert figures == {condition: round(100 * of["eer"], 2) for condition, of in conditions.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_figures(name):
+    """On the synthetic voices that ship, which it has not heard."""
+    expected = results_of(name)["evaluations"]["demo"]["results"][name]
+    trials = build_trials(
+        stream_utterances(ROOT / "examples" / "demo_speech" / "test" / "*.parquet", "test", source_column=None),
+        conditions=list(expected["conditions"]),
+    )
+    assert trials.sha256 == expected["trials_sha256"]
+    found = evaluate(CSCForPreTraining.from_pretrained(CARDS / name).eval(), trials)
+    for condition, figures in expected["conditions"].items():
+        assert found["conditions"][condition]["eer"] == pytest.approx(figures["eer"], abs=0.01), condition
+    assert found["si_sdr_improvement"] == pytest.approx(expected["si_sdr_improvement"], abs=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_calibrated(name):
+    model = CSCForPreTraining.from_pretrained(CARDS / name)
+    for condition, stored in model.config.calibration.items():
+        calibration = Calibration.load(model, condition)
+        assert calibration.to_dict() == stored
+        assert calibration.scale > 0 and abs(calibration.llr(calibration.threshold)) < 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_feature_extractor_fits(name):
+    extractor = AutoFeatureExtractor.from_pretrained(CARDS / name)
+    assert extractor.sampling_rate == CSCForPreTraining.from_pretrained(CARDS / name).config.sampling_rate

@@ -542,6 +542,7 @@ class Trainer:
         self.accelerator.save_state(str(unfinished / "training_state"))
         stream_state = unfinished / "training_state" / f"stream_{self.accelerator.process_index}.json"
         stream_state.write_text(json.dumps(self.stream.state_dict()))
+        self.accelerator.wait_for_everyone()  # while one still writes, there are files that come and go
         sync_folder(unfinished)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

@@ -165,6 +165,40 @@ def test_a_resumed_run_equals_one_never_stopped(finished):
     assert "not as it would have" not in printed
 
 
+SLOW_WRITER = """
+import runpy, sys, time
+from pathlib import Path
+from accelerate import Accelerator
+
+save_state = Accelerator.save_state
+
+def slow(self, folder):
+    files = [Path(folder) / f".tmp{number}" for number in range(200)]
+    end = time.monotonic() + 3
+    while self.is_main_process and time.monotonic() < end:
+        for file in files:
+            file.touch()
+        for file in files:
+            file.unlink()
+    save_state(self, folder)
+
+Accelerator.save_state = slow
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_what_one_process_still_writes_does_not_disturb_the_others(tmp_path):
+    """Writers make files that are gone again before another process can look at them."""
+    options = {"max_train_steps": 2, "eval_split": "none", "mixing": {"seconds": 0.5}}
+    started = command(tmp_path / "run", options=options, processes=2)
+    (tmp_path / "slow.py").write_text(SLOW_WRITER)
+    started.insert(started.index(str(ROOT / "examples" / "pretrain.py")), str(tmp_path / "slow.py"))
+    process = subprocess.run(started, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "run" / "checkpoint-2" / "training_state").is_dir()
+
+
 def batches(folder: Path) -> dict[str, list[dict]]:
     """What each process noted of its batches: step, losses, recipes."""
     return {path.name: [json.loads(line) for line in path.open()] for path in sorted(folder.glob("batches-*.jsonl"))}

@@ -1,0 +1,224 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Contrastive Separative Coding (CSC) models: every dimension and every loss weight, once."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+# Every saved folder names every class, so that each Auto class loads from it by remote code, whichever head saved it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_csc.CSCConfig",
+    "AutoFeatureExtractor": "feature_extraction_csc.CSCFeatureExtractor",
+    "AutoModel": "modeling_csc.CSCModel",
+    "AutoModelForPreTraining": "modeling_csc.CSCForPreTraining",
+    "AutoModelForAudioXVector": "modeling_csc.CSCForXVector",
+    "AutoModelForAudioClassification": "modeling_csc.CSCForSequenceClassification",
+    "AutoModelForAudioFrameClassification": "modeling_csc.CSCForAudioFrameClassification",
+}
+
+
+@strict
+class CSCConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`CSCModel`] and of its heads. The defaults are those of [`CSCConfig.base`].
+
+    Marks: [A] fixed by the CSC paper's abstract (arXiv 2103.00816), [G] from GALR (arXiv 2101.05014), [O] our choice,
+    as is all that has no mark.
+
+    Args:
+        sampling_rate (`int`, defaults to 16000): Rate of the input waveform, in Hz [O].
+        front_end (`str`, defaults to `"conv"`): `"conv"`, learnt filters on the raw waveform [G], or `"stft"`, the
+            log-magnitude spectrogram [O], several times cheaper because its hop is longer.
+        conv_kernel (`int`, defaults to 32): Samples in a frame: kernel of the learnt filters, or STFT window.
+        conv_stride (`int`, defaults to 16): Samples between frames: stride, or STFT hop. Divides `conv_kernel`.
+        hidden_size (`int`, defaults to 128): D, width of the GALR blocks [G].
+        local_layer (`str`, defaults to `"lstm"`): What walks along the frames of a segment in both directions:
+            `"lstm"` [G], or `"mingru"` [O], several times cheaper, since no matrix product waits for the frame before.
+        lstm_hidden_size (`int`, defaults to 128): H, width of each direction of the local layer [G].
+        segment_length (`int`, defaults to 64): K, frames in a half-overlapping segment [G]. Even.
+        low_dim (`int`, defaults to 8): Q, rows that a segment is compressed to before global attention [G].
+        num_attention_heads (`int`, defaults to 8): Heads of the global attention [G] and of the cross-attention [O].
+        num_hidden_layers (`int`, defaults to 4): GALR blocks of the shared trunk.
+        num_separation_layers (`int`, defaults to 2): GALR blocks of the separation branch.
+        num_speaker_layers (`int`, defaults to 2): GALR blocks of the speaker branch.
+        num_sources (`int`, defaults to 2): C, slots: the most speakers that a mixture may hold.
+        speaker_embedding_size (`int`, defaults to 256): E, size of the speaker embedding and of the global speaker
+            vector [O].
+        use_cross_attention (`bool`, defaults to `True`): Whether the global speaker vector is read by cross-attention
+            [A]. Without, all segments of the memory count alike [O], which shows what the attention is worth.
+        hidden_dropout (`float`, defaults to 0.1): Dropout on what a block adds to its input [G].
+        attention_dropout (`float`, defaults to 0.1): Dropout on attention weights [G].
+        layer_norm_eps (`float`, defaults to 1e-5): Added to variances.
+        initializer_range (`float`, defaults to 0.1): Standard deviation of new linear layers [O].
+        separation_loss_weight (`float`, defaults to 0.1): Weight of the negative SI-SNR, which is in dB [O].
+        contrastive_loss_weight (`float`, defaults to 1.0): Weight of the contrastive loss, in nats [O].
+        activity_loss_weight (`float`, defaults to 0.5): Weight of the slots' binary cross-entropy [O].
+        contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt α that multiplies squared distances
+            in the contrastive loss [O].
+        si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, above which the separation loss saturates [O].
+        classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.
+        xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
+        xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
+        calibration (`dict`, *optional*): Of verification scores, by the name of the condition that it was learnt in,
+            such as "clean": what `csc_hf.calibration.Calibration.store` puts there [O].
+
+    Raises:
+        StrictDataclassError: For a value of the wrong type or an impossible value; the message names the field.
+
+    Example:
+
+    ```python
+    >>> from csc_hf import CSCConfig, CSCModel
+
+    >>> config = CSCConfig.tiny(num_sources=3)
+    >>> config.num_segments(16000)
+    64
+    >>> model = CSCModel(config)
+    ```"""
+
+    model_type = "csc"
+
+    sampling_rate: int = 16000
+    front_end: str = "conv"
+    conv_kernel: int = 32
+    conv_stride: int = 16
+    hidden_size: int = 128
+    local_layer: str = "lstm"
+    lstm_hidden_size: int = 128
+    segment_length: int = 64
+    low_dim: int = 8
+    num_attention_heads: int = 8
+    num_hidden_layers: int = 4
+    num_separation_layers: int = 2
+    num_speaker_layers: int = 2
+    num_sources: int = 2
+    speaker_embedding_size: int = 256
+    use_cross_attention: bool = True
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.1
+    separation_loss_weight: float | int = 0.1
+    contrastive_loss_weight: float | int = 1.0
+    activity_loss_weight: float | int = 0.5
+    contrastive_scale: float | int = 10.0
+    si_snr_threshold: float | int = 30.0
+    classifier_proj_size: int = 256
+    xvector_margin: float | int = 0.2
+    xvector_scale: float | int = 30.0
+    calibration: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        self.auto_map = dict(AUTO_MAP)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def tiny(cls, **overrides) -> "CSCConfig":
+        """The smallest model that has every part, for tests."""
+        return cls(
+            **{
+                "conv_kernel": 512 if overrides.get("front_end") == "stft" else 32,
+                "conv_stride": 128 if overrides.get("front_end") == "stft" else 16,
+                "hidden_size": 16,
+                "lstm_hidden_size": 16,
+                "segment_length": 32,
+                "low_dim": 4,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "num_separation_layers": 1,
+                "num_speaker_layers": 1,
+                "speaker_embedding_size": 32,
+                "classifier_proj_size": 32,
+            }
+            | overrides
+        )
+
+    @classmethod
+    def small(cls, **overrides) -> "CSCConfig":
+        """STFT front end: a model that trains on a CPU."""
+        return cls(
+            **{
+                "front_end": "stft",
+                "conv_kernel": 512,
+                "conv_stride": 128,
+                "hidden_size": 96,
+                "lstm_hidden_size": 96,
+                "segment_length": 16,
+                "low_dim": 4,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 2,
+                "num_separation_layers": 1,
+                "num_speaker_layers": 1,
+                "speaker_embedding_size": 192,
+            }
+            | overrides
+        )
+
+    @classmethod
+    def base(cls, **overrides) -> "CSCConfig":
+        """Learnt filters on the raw waveform and deep branches, the paper's kind of model, for GPUs."""
+        return cls(**overrides)
+
+    def num_frames(self, num_samples):
+        """Frames of a waveform of `num_samples` samples (`int` or integer tensor): each sample lies in
+        `conv_kernel / conv_stride` frames."""
+        return -(-num_samples // self.conv_stride) + self.conv_kernel // self.conv_stride - 1
+
+    def num_segments(self, num_samples):
+        """S, segments of a waveform of `num_samples` samples (`int` or integer tensor): each frame lies in two."""
+        return -(-self.num_frames(num_samples) // (self.segment_length // 2)) + 1
+
+    @property
+    def segment_samples(self) -> int:
+        """The most samples that still fit in the frames of one segment."""
+        return max(self.segment_length + 1 - self.conv_kernel // self.conv_stride, 1) * self.conv_stride
+
+    @property
+    def segment_stride(self) -> int:
+        """Samples between the starts of two segments; segment s is centred near sample s · `segment_stride`."""
+        return self.segment_length // 2 * self.conv_stride
+
+    def validate_architecture(self):
+        """Raises for values that no model can be built from."""
+        positive = (
+            "sampling_rate conv_kernel conv_stride hidden_size lstm_hidden_size segment_length low_dim "
+            "num_attention_heads num_hidden_layers num_separation_layers num_speaker_layers num_sources "
+            "speaker_embedding_size classifier_proj_size layer_norm_eps initializer_range contrastive_scale "
+            "si_snr_threshold xvector_scale"
+        )
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in "separation_loss_weight contrastive_loss_weight activity_loss_weight xvector_margin".split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if self.front_end not in ("conv", "stft"):
+            raise ValueError(f"`front_end` must be 'conv' or 'stft', got {self.front_end!r}.")
+        if self.local_layer not in ("lstm", "mingru"):
+            raise ValueError(f"`local_layer` must be 'lstm' or 'mingru', got {self.local_layer!r}.")
+        if self.conv_kernel % self.conv_stride or self.conv_kernel < 2 * self.conv_stride:
+            raise ValueError(
+                f"`conv_kernel` must be a multiple of `conv_stride`, at least twice it, got {self.conv_kernel} and "
+                f"{self.conv_stride}."
+            )
+        if self.segment_length % 2:
+            raise ValueError(f"`segment_length` must be even (segments overlap by half), got {self.segment_length}.")
+        if self.low_dim > self.segment_length:
+            raise ValueError(
+                f"`low_dim` must not exceed `segment_length`, got {self.low_dim} and {self.segment_length}."
+            )
+        for name in ("hidden_size", "speaker_embedding_size"):
+            if getattr(self, name) % self.num_attention_heads:
+                raise ValueError(
+                    f"`{name}` must be a multiple of `num_attention_heads`, got {getattr(self, name)} and "
+                    f"{self.num_attention_heads}."
+                )
+        if self.hidden_size % 2:
+            raise ValueError(f"`hidden_size` must be even (sine and cosine positions), got {self.hidden_size}.")
+
+
+CSCConfig._auto_class = "AutoConfig"  # saving a config or a model also saves this file
+
+__all__ = ["CSCConfig"]

@@ -1,0 +1,220 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""From recordings to what a CSC model takes: checked, float32, padded on the right, with a mask of what is real."""
+
+import numpy as np
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import PaddingStrategy, TensorType, is_torch_tensor, logging
+
+logger = logging.get_logger(__name__)
+
+
+class CSCFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Turns one recording, or a batch of them, into `input_values` (B, T) float32 and `attention_mask` (B, T).
+
+    The level is left as it is: the model normalises it inside, so scaling a recording does not change its output.
+    Audio is never resampled or down-mixed here, since both would hide a mistake; the errors say how to do it.
+
+    Args:
+        feature_size (`int`, defaults to 1): values per time step; a waveform has 1.
+        sampling_rate (`int`, defaults to 16000): samples per second that the model was trained on.
+        padding_value (`float`, defaults to 0.0): what stands in the padded samples.
+        return_attention_mask (`bool`, defaults to `True`): return the mask (1 real, 0 padded). Without it a model
+            takes the padding for silence in the recording, so switch this off only where nothing is padded.
+        min_samples (`int`, defaults to 1008): samples of one segment of the model (`config.segment_samples`). Shorter
+            audio is padded to it, with an `attention_mask` of 0 there.
+
+    Raises:
+        ValueError: `feature_size` is not 1, `min_samples` is below 1, or `padding_side` is not "right".
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from csc_hf import CSCFeatureExtractor
+
+    >>> extractor = CSCFeatureExtractor()
+    >>> short, long = np.zeros(100, dtype=np.float32), np.zeros(16000, dtype=np.float32)
+    >>> batch = extractor([short, long], sampling_rate=16000, padding=True, return_tensors="pt")
+    >>> batch["input_values"].shape, batch["attention_mask"].sum(-1).tolist()
+    (torch.Size([2, 16000]), [100, 16000])
+
+    ```
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16000,
+        padding_value: float = 0.0,
+        return_attention_mask: bool = True,
+        min_samples: int = 1008,
+        **kwargs,
+    ):
+        if feature_size != 1:
+            raise ValueError(f"feature_size={feature_size}: a waveform has 1 value per time step; leave it at 1.")
+        if min_samples < 1:
+            raise ValueError(f"min_samples={min_samples} must be at least 1; use the model's config.segment_samples.")
+        super().__init__(
+            feature_size=feature_size,
+            sampling_rate=sampling_rate,
+            padding_value=padding_value,
+            return_attention_mask=return_attention_mask,
+            **kwargs,
+        )
+        if self.padding_side != "right":
+            raise ValueError(f'padding_side="{self.padding_side}": CSC models need padding_side="right".')
+        self.min_samples = min_samples
+
+    def __call__(
+        self,
+        raw_speech,
+        padding: bool | str | PaddingStrategy = False,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+        sampling_rate: int | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_speech: one recording or a list of recordings. A recording is a float array, tensor or list of floats
+                (T,), or carries its own rate: `{"array": (T,), "sampling_rate": int}` or an `AudioDecoder`, as rows of
+                `datasets` hold them. One channel may also come as (1, T).
+            padding: `True` or "longest": to the longest of the batch; "max_length": to `max_length`; `False`: none.
+                In each case audio shorter than `min_samples` is padded to `min_samples`.
+            max_length (`int`, *optional*): samples to pad or truncate to, at least `min_samples`.
+            truncation (`bool`): cut recordings at `max_length`.
+            pad_to_multiple_of (`int`, *optional*): round padded lengths (and `max_length`) up to a multiple of this.
+            return_attention_mask (`bool`, *optional*): overrides what the extractor was made with.
+            return_tensors (`str`, *optional*): "pt" or "np".
+            sampling_rate (`int`, *optional*): samples per second of `raw_speech`. Always pass it where the recordings
+                do not carry theirs: a wrong rate cannot be seen in the samples.
+
+        Returns:
+            `BatchFeature` with `input_values` (B, T) float32 and `attention_mask` (B, T) int32; object arrays of B
+            arrays (T,) where the lengths differ.
+
+        Raises:
+            ValueError: a wrong sampling rate, more than one channel, integer samples, NaN or infinity, empty audio, or
+                a `max_length` below `min_samples`. The message names the value, its place in the batch and the remedy.
+        """
+        if max_length is not None and max_length < self.min_samples:
+            raise ValueError(
+                f"max_length={max_length} is shorter than one segment of the model; use at least"
+                f" min_samples={self.min_samples}."
+            )
+        if _is_batch(raw_speech):
+            if len(raw_speech) == 0:
+                raise ValueError("raw_speech is empty: pass at least one recording.")
+            recordings = {f"raw_speech[{index}]": recording for index, recording in enumerate(raw_speech)}
+        else:
+            recordings = {"raw_speech": raw_speech}
+
+        features = {"input_values": [], "attention_mask": []}
+        for name, recording in recordings.items():
+            waveform = self._read_waveform(name, recording, sampling_rate)
+            missing = max(0, self.min_samples - len(waveform))
+            features["input_values"].append(np.pad(waveform, (0, missing), constant_values=self.padding_value))
+            features["attention_mask"].append(np.pad(np.ones(len(waveform), dtype=np.int32), (0, missing)))
+
+        batch = self.pad(
+            features,
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_attention_mask=True,  # so that the mask, made above, is padded along with the waveforms
+            return_tensors=return_tensors,
+        )
+        if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
+            del batch["attention_mask"]
+        return batch
+
+    def _read_waveform(self, name: str, recording, sampling_rate: int | None) -> np.ndarray:
+        """One checked recording as float32 (T,); `name` is what error messages call it."""
+        recording, own_rate = _split_rate(name, recording)
+        if own_rate is None and sampling_rate is None:
+            logger.warning_once(
+                f"{type(self).__name__} was not told the sampling_rate of raw_speech and takes it for"
+                f" {self.sampling_rate} Hz. Pass sampling_rate=...: a wrong rate gives wrong results without an error."
+            )
+        for rate in (own_rate, sampling_rate):
+            if rate is not None and rate != self.sampling_rate:
+                raise ValueError(
+                    f"{name} has a sampling rate of {rate} Hz, the model was trained on {self.sampling_rate} Hz;"
+                    " resample it first, for example with"
+                    f" torchaudio.functional.resample(x, {rate}, {self.sampling_rate})."
+                )
+
+        samples = _to_numpy(name, recording)
+        if samples.size == 0:
+            raise ValueError(f"{name} is empty (shape {samples.shape}): leave it out.")
+        if samples.dtype.kind in "iub":
+            raise ValueError(
+                f"{name} holds {samples.dtype} samples, expected floats, usually in [-1, 1]; divide 16-bit PCM by"
+                " 32768.0."
+            )
+        if samples.dtype.kind != "f":
+            raise ValueError(f"{name} holds values of type {samples.dtype}, expected floats; decode files first.")
+        if samples.ndim == 2 and samples.shape[0] == 1:
+            samples = samples[0]
+        if samples.ndim != 1:
+            raise ValueError(
+                f"{name} has shape {samples.shape}, expected one channel (T,); average the channels of a multi-channel"
+                " recording, or pass a batch as a list of one-channel recordings."
+            )
+        with np.errstate(over="ignore"):  # what does not fit into float32 becomes infinite and is reported below
+            samples = samples.astype(np.float32)
+        finite = np.isfinite(samples)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            raise ValueError(
+                f"{name} has {samples.size - int(finite.sum())} NaN or infinite samples, the first ({samples[first]})"
+                f" at {first}; repair the recording or leave it out."
+            )
+        return samples
+
+
+def _is_batch(raw_speech) -> bool:
+    """A list of numbers is one recording; any other list holds recordings."""
+    if not isinstance(raw_speech, (list, tuple)):
+        return False
+    is_number = len(raw_speech) > 0 and (
+        isinstance(raw_speech[0], (int, float)) or getattr(raw_speech[0], "ndim", None) == 0
+    )
+    return not is_number
+
+
+def _split_rate(name: str, recording) -> tuple:
+    """`(samples, sampling rate or None)` of a recording."""
+    if isinstance(recording, dict):
+        if "array" not in recording or "sampling_rate" not in recording:
+            raise ValueError(
+                f'{name} is a dict with the keys {sorted(recording)}, expected "array" and "sampling_rate"; decode'
+                " encoded audio first, for example with soundfile.read."
+            )
+        return recording["array"], recording["sampling_rate"]
+    if hasattr(recording, "get_all_samples"):  # torchcodec's AudioDecoder, what datasets decodes audio columns to
+        decoded = recording.get_all_samples()
+        return decoded.data, decoded.sample_rate
+    return recording, None
+
+
+def _to_numpy(name: str, samples) -> np.ndarray:
+    if is_torch_tensor(samples):
+        samples = samples.detach().cpu()
+        return (samples.float() if samples.is_floating_point() else samples).numpy()  # NumPy has no bfloat16
+    try:
+        return np.asarray(samples)
+    except ValueError as error:  # lists of unequal lengths
+        raise ValueError(f"{name} cannot be read as one waveform (T,): {error}") from error
+
+
+CSCFeatureExtractor._auto_class = "AutoFeatureExtractor"  # saving an extractor also saves this file
+
+__all__ = ["CSCFeatureExtractor"]

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKS = {
     "Ten lines": "assert scores.shape == (2,) and voices.shape == (2, len(recordings[1])), (scores, voices.shape)",
     "Pipelines": """
-assert {entry["speaker"] for entry in verify(meeting)} == {"anna", "ben"}
+assert [round(verify(anna, other)["score"], 1) for other in (meeting, ben)] == [0.8, 0.2]
+assert [verify(anna, other)["decision"] for other in (meeting, ben)] == [True, False]
+assert [(entry["speaker"], entry["decision"]) for entry in verify(meeting)] == [("anna", True), ("ben", True)]
 assert separate(meeting)["sources"].shape == (2, 86536)
 assert separate(meeting, enrolment=anna)["source"].shape == (86536,)
 """,

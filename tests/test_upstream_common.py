@@ -85,6 +85,7 @@ def test_a_folder_with_the_installed_version_is_taken(monkeypatch, tmp_path):
 # Upstream's tests that find out themselves that what they test is not there.
 SKIPPED_BY_UPSTREAM = {
     "test_attn_implementation_composite_models": "composite configuration",
+    "test_bc_cache_name_forward": "key-value cache",
     "test_can_load_from_already_mapped_keys": "renamed weights of old checkpoints: there are no old checkpoints",
     "test_can_set_attention_dynamically_composite_model": "composite configuration",
     "test_causal_lm_loss_honors_shift_labels": "language model loss",
@@ -96,6 +97,7 @@ SKIPPED_BY_UPSTREAM = {
     "test_internal_model_config_and_subconfig_are_same": "composite configuration",
     "test_keep_in_fp32_modules": "weights kept in float32: what needs it computes in it, from weights of any type",
     "test_keep_in_fp32_modules_exist": "weights kept in float32, as above",
+    "test_keep_in_fp32_modules_strict_also_hardcode_fp32": "weights kept in float32, as above",
     "test_model_rope_scaling_frequencies": "rotary positions",
     "test_model_rope_scaling_from_config": "rotary positions",
     "test_model_rope_with_partial_rotation": "rotary positions",

@@ -190,8 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     scheduler = get_scheduler("cosine", optimizer, *steps)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
 
-    processes = accelerator.num_processes
-    results = {"settings": vars(args), "num_processes": processes, "loss": [], "accuracy": []}
+    results = {"settings": vars(args), "num_processes": accelerator.num_processes, "loss": [], "accuracy": []}
     if accelerator.is_main_process:
         results["before"] = evaluate(pretrained, trials)
     model.train()

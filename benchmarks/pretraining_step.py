@@ -16,7 +16,7 @@ from measure import SAMPLING_RATE, Section, alone, interleave, multiply_accumula
 
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf import modeling_csc as modeling
-from csc_hf.memory import keep_freed_memory
+from csc_hf.training.cpu import keep_freed_memory
 
 CROP_SECONDS = 2.0
 CONV = {"front_end": "conv", "conv_kernel": 32, "conv_stride": 16, "hidden_size": 64}
@@ -72,7 +72,7 @@ class Row:
 
 def make_batch(num_identities: int, length: float) -> dict[str, torch.Tensor]:
     """Mixtures of two, noise of `length` seconds each. An identity is the target of two, with different interferers,
-    as `csc_hf.mixing` has it."""
+    as `csc_hf.data.mixing` has it."""
     target, observation = np.divmod(np.arange(2 * num_identities), 2)
     interferer = (target + observation + 1) % num_identities
     generator = torch.Generator().manual_seed(0)

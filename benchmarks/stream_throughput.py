@@ -27,10 +27,10 @@ import soundfile
 import torch
 
 from csc_hf import CSCConfig, CSCForPreTraining
-from csc_hf.data import stream_utterances
-from csc_hf.memory import keep_freed_memory
-from csc_hf.mixing import MixingConfig
-from csc_hf.stream import MixtureStream
+from csc_hf.data.mixing import MixingConfig
+from csc_hf.data.stream import MixtureStream
+from csc_hf.data.utterances import stream_utterances
+from csc_hf.training.cpu import keep_freed_memory
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_speech"
 COLUMNS = {"speaker_column": None, "source_column": None}

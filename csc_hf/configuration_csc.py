@@ -59,7 +59,7 @@ class CSCConfig(PreTrainedConfig):
         xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
         calibration (`dict`, *optional*): Of verification scores, by the name of the condition that it was learnt in,
-            such as "clean": what `csc_hf.calibration.Calibration.store` puts there [O].
+            such as "clean": what `csc_hf.evaluation.calibration.Calibration.store` puts there [O].
 
     Raises:
         StrictDataclassError: For a value of the wrong type or an impossible value; the message names the field.

@@ -17,9 +17,9 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.utils import logging
 
 from .audio import decode_audio
-from .calibration import Calibration
+from .data.mixing import SILENCE_POWER, power
+from .evaluation.calibration import Calibration
 from .long_audio import CHUNK_SECONDS, OVERLAP_SECONDS, Recording, chunks, embed, separate
-from .mixing import SILENCE_POWER, power
 from .modeling_csc import CSCForSpeechSeparation
 
 logger = logging.get_logger(__name__)
@@ -112,7 +112,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
 
     The score is the cosine of the enrolled speaker with the best active slot of the test recording. Of an enrolment
     recording, the most active slot is the speaker. Log-likelihood ratio and decision come from the calibration that
-    is stored in the model's configuration ([`~csc_hf.calibration.Calibration`]); without one, the pipeline warns, and
+    is stored in the model's configuration ([`~csc_hf.evaluation.calibration.Calibration`]); without one, the pipeline warns, and
     decides only by a `threshold` of yours.
 
     Args:
@@ -154,7 +154,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         if not self.model.config.calibration and "threshold" not in self._postprocess_params:
             logger.warning(
                 "This model has no calibration: SCORES ARE BARE COSINES AND NOTHING IS DECIDED. Learn a calibration "
-                "on trials of your own (csc_hf.calibration.fit_calibration, then .store(model)), or pass threshold=..."
+                "on trials of your own (csc_hf.evaluation.calibration.fit_calibration, then .store(model)), or pass threshold=..."
             )
 
     def _sanitize_parameters(self, **parameters):

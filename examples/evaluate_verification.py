@@ -20,13 +20,13 @@ import sys
 from pathlib import Path
 
 from csc_hf import CSCConfig
-from csc_hf.data import stream_utterances
-from csc_hf.embedders import load_embedder
-from csc_hf.plots import det_figure, histogram_figure
-from csc_hf.reports import format_comparison, format_report
-from csc_hf.trial_files import read_trials, write_trials
-from csc_hf.trials import BASIC_CONDITIONS, CONDITIONS, TrialSet, build_trials, decodable
-from csc_hf.verification import Scores, calibrate, measure, score_trials, write_scores
+from csc_hf.data.utterances import stream_utterances
+from csc_hf.evaluation.embedders import load_embedder
+from csc_hf.evaluation.plots import det_figure, histogram_figure
+from csc_hf.evaluation.reports import format_comparison, format_report
+from csc_hf.evaluation.trial_files import read_trials, write_trials
+from csc_hf.evaluation.trials import BASIC_CONDITIONS, CONDITIONS, TrialSet, build_trials, decodable
+from csc_hf.evaluation.verification import Scores, calibrate, measure, score_trials, write_scores
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

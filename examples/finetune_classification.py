@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForSequenceClassification
 from csc_hf.audio import SAMPLING_RATE, decode_audio
-from csc_hf.memory import keep_freed_memory
+from csc_hf.training.cpu import keep_freed_memory
 
 PRESETS = ("tiny", "small", "base")
 

@@ -6,7 +6,7 @@ Fine-tunes CSC for diarization, who speaks when, with a training loop of its own
     accelerate launch examples/finetune_diarization.py --model runs/pretrain --train_data "train/*.parquet" \\
         --eval_data "heldout/*.parquet" --source_column_name source
 
-Conversations with pauses and overlaps are generated from single-speaker utterances (`csc_hf.conversations`). For each
+Conversations with pauses and overlaps are generated from single-speaker utterances (`csc_hf.data.conversations`). For each
 segment (every `config.segment_stride` samples) the model says who of its `num_labels` speakers is speaking. Which of
 them has which number means nothing, so the loss is that of the best order (permutation-invariant training, as in EEND,
 arXiv 1909.05952). Reported is the diarization error rate on speakers that were never heard, before and after.
@@ -31,10 +31,10 @@ from transformers import get_scheduler
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForAudioFrameClassification
 from csc_hf.audio import SAMPLING_RATE
-from csc_hf.conversations import ConversationConfig, activity, draw_conversation, segment_labels
-from csc_hf.data import Utterance, stream_utterances
-from csc_hf.memory import keep_freed_memory
-from csc_hf.mixing import Clip, mix
+from csc_hf.data.conversations import ConversationConfig, activity, draw_conversation, segment_labels
+from csc_hf.data.mixing import Clip, mix
+from csc_hf.data.utterances import Utterance, stream_utterances
+from csc_hf.training.cpu import keep_freed_memory
 
 PRESETS = ("tiny", "small", "base")
 CONVERSATION = {

@@ -27,14 +27,14 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
-from csc_hf.data import UtteranceStream, stream_utterances
-from csc_hf.memory import prepare_cpu
-from csc_hf.mixing import MixingConfig, MixtureRecipe
+from csc_hf.data.mixing import MixingConfig, MixtureRecipe
+from csc_hf.data.stream import MixtureBatch, MixtureStream
+from csc_hf.data.utterances import UtteranceStream, stream_utterances
+from csc_hf.evaluation.reports import format_report
+from csc_hf.evaluation.trials import build_trials
+from csc_hf.evaluation.verification import evaluate
 from csc_hf.modeling_csc import additive_angular_margin_loss
-from csc_hf.reports import format_report
-from csc_hf.stream import MixtureBatch, MixtureStream
-from csc_hf.trials import build_trials
-from csc_hf.verification import evaluate
+from csc_hf.training.cpu import prepare_cpu
 
 PRESETS = ("tiny", "small", "base")
 

@@ -7,7 +7,7 @@ over the training speakers (ArcFace, arXiv 1801.07698). Speakers that it never h
     python examples/finetune_verification.py --model runs/pretrain --train_data "train/*.parquet" \\
         --eval_data "heldout/*.parquet" --source_column_name source
 
-What the model hears in training are crops with noise and, some of them, with a second talker (`csc_hf.mixing`). The
+What the model hears in training are crops with noise and, some of them, with a second talker (`csc_hf.data.mixing`). The
 label is the louder one: `CSCForXVector` gives one embedding a recording, that of the slots as far as they are active,
 so it learns to make the louder talker the active one. For everybody in a mixture, use `CSCModel` and its slots.
 """
@@ -22,13 +22,13 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForXVector
-from csc_hf.data import Utterance, stream_utterances
-from csc_hf.embedders import XVectorEmbedder
-from csc_hf.memory import keep_freed_memory
-from csc_hf.mixing import Clip, MixingConfig, draw_group, mix
-from csc_hf.reports import format_report
-from csc_hf.trials import TrialSet, build_trials
-from csc_hf.verification import measure, score_trials
+from csc_hf.data.mixing import Clip, MixingConfig, draw_group, mix
+from csc_hf.data.utterances import Utterance, stream_utterances
+from csc_hf.evaluation.embedders import XVectorEmbedder
+from csc_hf.evaluation.reports import format_report
+from csc_hf.evaluation.trials import TrialSet, build_trials
+from csc_hf.evaluation.verification import measure, score_trials
+from csc_hf.training.cpu import keep_freed_memory
 
 PRESETS = ("tiny", "small", "base")
 

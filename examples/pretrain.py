@@ -39,18 +39,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining, CSCForPreTrainingOutput
 from csc_hf.audio import SAMPLING_RATE
-from csc_hf.checkpoints import begin_folder, delete_checkpoints, finish_folder, list_checkpoints, sync_folder
-from csc_hf.collapse import CollapsedError, CollapseGuard, collapse_signs
-from csc_hf.data import UtteranceStream, stream_utterances
-from csc_hf.hub import BackgroundPush, save_repository
-from csc_hf.memory import prepare_cpu
-from csc_hf.metrics import si_sdr_improvement
-from csc_hf.mixing import MixingConfig
-from csc_hf.reports import format_report
-from csc_hf.stream import MixtureBatch, MixtureStream, read_impulse_responses
-from csc_hf.trials import BASIC_CONDITIONS, build_trials
-from csc_hf.verification import evaluate
-from csc_hf.visualize import log_examples
+from csc_hf.data.mixing import MixingConfig
+from csc_hf.data.stream import MixtureBatch, MixtureStream, read_impulse_responses
+from csc_hf.data.utterances import UtteranceStream, stream_utterances
+from csc_hf.evaluation.metrics import si_sdr_improvement
+from csc_hf.evaluation.reports import format_report
+from csc_hf.evaluation.trials import BASIC_CONDITIONS, build_trials
+from csc_hf.evaluation.verification import evaluate
+from csc_hf.training.checkpoints import begin_folder, delete_checkpoints, finish_folder, list_checkpoints, sync_folder
+from csc_hf.training.collapse import CollapsedError, CollapseGuard, collapse_signs
+from csc_hf.training.cpu import prepare_cpu
+from csc_hf.training.hub import BackgroundPush, save_repository
+from csc_hf.training.visualize import log_examples
 
 logger = logging.getLogger("pretrain")
 EXAMPLES = Path(__file__).resolve().parent

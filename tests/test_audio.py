@@ -126,7 +126,7 @@ def test_bad_input_is_told(audio, message):
 
 def test_import_is_light():
     code = (
-        "import sys, csc_hf.audio, csc_hf.mixing; "
+        "import sys, csc_hf.audio, csc_hf.data.mixing; "
         "print(*{'torch', 'torchaudio', 'torchcodec', 'soundfile', 'datasets'} & {*sys.modules})"
     )
     assert (

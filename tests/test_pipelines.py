@@ -20,7 +20,7 @@ from csc_hf import (
     CSCModel,
     CSCModelOutput,
 )
-from csc_hf.calibration import fit_calibration
+from csc_hf.evaluation.calibration import fit_calibration
 from csc_hf.long_audio import separate
 
 TINY = {"front_end": "stft", "initializer_range": 0.3}

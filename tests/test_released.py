@@ -11,10 +11,10 @@ import pytest
 from transformers import AutoFeatureExtractor
 
 from csc_hf import CSCForPreTraining
-from csc_hf.calibration import Calibration
-from csc_hf.data import stream_utterances
-from csc_hf.trials import build_trials
-from csc_hf.verification import evaluate
+from csc_hf.data.utterances import stream_utterances
+from csc_hf.evaluation.calibration import Calibration
+from csc_hf.evaluation.trials import build_trials
+from csc_hf.evaluation.verification import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"

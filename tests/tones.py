@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from csc_hf.data import Utterance
+from csc_hf.data.utterances import Utterance
 
 RATE = 16000
 SECONDS = 0.2

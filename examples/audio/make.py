@@ -12,8 +12,8 @@ import numpy as np
 import soundfile
 
 from csc_hf.audio import SAMPLING_RATE
-from csc_hf.data import stream_utterances
-from csc_hf.mixing import power
+from csc_hf.data.mixing import power
+from csc_hf.data.utterances import stream_utterances
 
 FOLDER = Path(__file__).resolve().parent
 ALONE = {"anna": "test-000-02", "ben": "test-001-04"}

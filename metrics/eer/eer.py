@@ -1,10 +1,10 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Equal error rate for `evaluate`; all that is computed is in csc_hf.metrics."""
+"""Equal error rate for `evaluate`; all that is computed is in csc_hf.evaluation.metrics."""
 
 import datasets
 import evaluate
 
-from csc_hf.metrics import equal_error_rate
+from csc_hf.evaluation.metrics import equal_error_rate
 
 DESCRIPTION = """\
 Equal error rate of verification trials: where the rate of false accepts equals that of false rejects. 0 is best, 0.5

@@ -1,10 +1,10 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Minimum detection cost for `evaluate`; all that is computed is in csc_hf.metrics."""
+"""Minimum detection cost for `evaluate`; all that is computed is in csc_hf.evaluation.metrics."""
 
 import datasets
 import evaluate
 
-from csc_hf.metrics import min_dcf
+from csc_hf.evaluation.metrics import min_dcf
 
 DESCRIPTION = """\
 Minimum normalised detection cost of verification trials (NIST speaker recognition evaluations): the least cost at any

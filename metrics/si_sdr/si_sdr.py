@@ -1,11 +1,11 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scale-invariant signal-to-distortion ratio for `evaluate`; all that is computed is in csc_hf.metrics."""
+"""Scale-invariant signal-to-distortion ratio for `evaluate`; all that is computed is in csc_hf.evaluation.metrics."""
 
 import datasets
 import evaluate
 import numpy as np
 
-from csc_hf.metrics import si_sdr
+from csc_hf.evaluation.metrics import si_sdr
 
 DESCRIPTION = """\
 Scale-invariant signal-to-distortion ratio of separated signals in dB, mean over the signals. Higher is better. Each

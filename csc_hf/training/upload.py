@@ -1,0 +1,83 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Uploads a folder to a Hub repository: the program that `csc_hf.training.hub.BackgroundPush` runs beside the training.
+
+`huggingface_hub` retries most of its requests a few times by itself, but not all of them (creating a commit is one
+that it may not), and it may wait for an answer for ever. So a whole upload is tried several times here, and every wait
+for an answer has an end. What an attempt has brought to the Hub is not sent again by the next one, and a commit whose
+confirmation got lost is not made twice: the client compares what is there first.
+
+It imports nothing but `huggingface_hub`, to start within a second and to need little memory.
+
+    python upload.py REPO_ID FOLDER MESSAGE ANSWER_TIMEOUT FIRST_WAIT
+
+FOLDER is deleted at the end. What goes wrong but is tried again is told on stderr; exit status 1 says that the upload
+has failed, and stdout why.
+"""
+
+import random
+import shutil
+import sys
+import time
+
+from huggingface_hub import HfApi, get_session
+from huggingface_hub.errors import HfHubHTTPError
+
+# With the default first wait of 5 s and waits that double, the last attempt comes about 10 minutes after the first:
+# the Hub counts requests over windows of 5 minutes.
+ATTEMPTS = 8
+
+
+def upload(repo_id: str, folder: str, message: str, answer_timeout: float, first_wait: float) -> None:
+    """
+    Commit the files of a folder to a repository; see `BackgroundPush` for the arguments.
+
+    Raises:
+        SystemExit: the upload has failed for good; why is printed.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        get_session().timeout = answer_timeout  # each time: the client opens a new session after some failures
+        try:
+            HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+            return
+        except Exception as error:
+            causes = _causes(error)
+            reason = " ".join("; ".join(dict.fromkeys(map(str, causes))).split())
+            if attempt == ATTEMPTS or not _may_pass(causes[-1]):
+                print(reason[:10_000])  # what a pipe holds without a reader
+                raise SystemExit(1) from None
+        wait = max(first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5), _retry_after(causes[-1]))
+        print(f"Push to {repo_id}: {reason} Attempt {attempt + 1} of {ATTEMPTS} in {wait:.1f} s.", file=sys.stderr)
+        time.sleep(wait)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, its cause, the cause of that and so on, up to the Hub's own answer where it has answered."""
+    causes = [error]
+    while not isinstance(causes[-1], HfHubHTTPError) and causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return causes
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt can help: not where the Hub refuses the request itself (400, 401, 403, 404, 413, ...).
+
+    Xet, by which the client sends weights where `hf_xet` is installed, hides the status of what was refused: such
+    failures are tried again to the last attempt.
+    """
+    if not isinstance(error, HfHubHTTPError):
+        return True
+    status = error.response.status_code
+    return status >= 500 or status in (408, 409, 429)  # too slow, in conflict with another commit, too many requests
+
+
+def _retry_after(error: BaseException) -> float:
+    """The seconds that the Hub asks to wait, or 0."""
+    value = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return float(value) if value.isdigit() else 0.0
+
+
+if __name__ == "__main__":
+    try:
+        upload(*sys.argv[1:4], *map(float, sys.argv[4:6]))
+    finally:
+        shutil.rmtree(sys.argv[2])

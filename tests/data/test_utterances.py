@@ -1,0 +1,148 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
+
+from csc_hf.data.utterances import stream_utterances
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("corpus"), make_mixed_rows(), shards=3)
+
+
+def test_utterances_of_parquet(tmp_path):
+    rows = make_rows(6)
+    folder = write(tmp_path / "data", rows, shards=2)
+    for where in (folder, f"{folder}/*.parquet"):
+        utterances = list(stream_utterances(where))
+        assert [u.id for u in utterances] == [f"utt-{number}" for number in (0, 2, 4, 1, 3, 5)]
+        for utterance in utterances:
+            row = rows[int(utterance.id[4:])]
+            assert (utterance.speaker, utterance.source) == (row["speaker_id"], row["source"])
+            expected, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+            np.testing.assert_array_equal(utterance.waveform, expected)
+    assert [u.id for u in stream_utterances(folder / "train-00001-of-00002.parquet")] == ["utt-1", "utt-3", "utt-5"]
+
+
+def test_utterances_of_an_audio_feature(tmp_path):
+    """Parquet that datasets wrote with its Audio feature, other column names, 8 kHz stereo."""
+    from datasets import Audio, Dataset
+
+    stereo = np.random.default_rng(0).normal(0, 0.1, (1000, 2))
+    data = {"sound": [{"bytes": encode(stereo, 8000), "path": None}], "reader": [17], "corpus": [None], "key": [3]}
+    Dataset.from_dict(data).cast_column("sound", Audio(decode=False)).to_parquet(str(tmp_path / "a.parquet"))
+    columns = {"speaker_column": "reader", "source_column": "corpus", "id_column": "key"}
+    (utterance,) = stream_utterances(tmp_path / "a.parquet", audio_column="sound", **columns)
+    assert (utterance.id, utterance.speaker, utterance.source) == ("3", "17", None)
+    assert utterance.waveform.shape == (2000,)
+
+
+def test_utterances_of_an_audiofolder(tmp_path):  # without torchcodec
+    rows = make_rows(3)
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.flac").write_bytes(row["audio"]["bytes"])
+    columns = {"speaker_column": None, "source_column": None, "id_column": None}
+    utterances = list(stream_utterances(tmp_path, **columns))
+    assert [u.waveform.size for u in utterances] == [
+        soundfile.info(io.BytesIO(row["audio"]["bytes"])).frames for row in rows
+    ]
+    assert len({u.id for u in utterances}) == 3
+    assert [u.id for u in stream_utterances(tmp_path, **columns)] == [u.id for u in utterances]
+
+
+def test_the_order_of_rows_is_a_function_of_the_epoch(corpus):
+    utterances = stream_utterances(corpus)
+    epochs = [[row.id for row in utterances.rows(epoch)] for epoch in (0, 1, 2, 3, 2, 1, 0)]
+    assert epochs == epochs[::-1]
+    assert {frozenset(ids) for ids in epochs} == {frozenset(epochs[0])}
+    assert len({tuple(ids) for ids in epochs}) > 1  # the shards change places
+
+
+def test_without_an_id_column_the_id_follows_from_the_audio(tmp_path):
+    rows = make_rows(6)
+    for row in rows:
+        row["audio"]["path"] = "same.flac"
+    first = {u.id: u.waveform for u in stream_utterances(write(tmp_path / "a", rows), id_column=None)}
+    second = {u.id: u.waveform for u in stream_utterances(write(tmp_path / "b", rows[::-1]), id_column=None)}
+    assert len(first) == 6 and first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("argument", ["audio_column", "speaker_column", "source_column", "id_column"])
+def test_a_missing_column_is_named(corpus, argument):
+    with pytest.raises(ValueError, match=rf"{argument}='nope'.*\['id', 'audio', 'speaker_id', 'source'\]"):
+        stream_utterances(corpus, **{argument: "nope"})
+
+
+TAR_COLUMNS = {
+    "audio_column": "flac",
+    "speaker_column": "json.speaker",
+    "source_column": None,
+    "id_column": "__key__",
+}
+FILE_COLUMNS = {"speaker_column": "label", "source_column": None, "id_column": None}
+FORMS = {
+    "parquet": (write, {}),
+    "tar": (write_tars, TAR_COLUMNS),
+    "files": (write_files, FILE_COLUMNS),
+}
+
+
+def test_utterances_of_a_web_dataset(tmp_path):
+    rows = make_rows(6)
+    write_tars(tmp_path, rows, shards=2)
+    for where in (tmp_path, f"{tmp_path}/*.tar"):
+        utterances = list(stream_utterances(where, **TAR_COLUMNS))
+        assert [u.id for u in utterances] == [f"utt-{number}" for number in (0, 2, 4, 1, 3, 5)]
+        for utterance in utterances:
+            row = rows[int(utterance.id[4:])]
+            assert (utterance.speaker, utterance.source) == (row["speaker_id"], None)
+            expected, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+            np.testing.assert_array_equal(utterance.waveform, expected)
+    without = stream_utterances(tmp_path, **TAR_COLUMNS | {"speaker_column": "json.reader"})
+    assert next(iter(without)).speaker is None
+
+
+def test_folders_name_the_speakers(tmp_path):
+    rows = make_rows(9)
+    utterances = list(stream_utterances(write_files(tmp_path, rows), **FILE_COLUMNS))
+    assert {(u.id.split("/")[-1], u.speaker) for u in utterances} == {
+        (f"{r['id']}.flac", r["speaker_id"]) for r in rows
+    }
+
+
+def test_a_corpus_keeps_ids_and_speakers_apart(corpus):
+    row = next(stream_utterances(corpus, corpus="a").rows())
+    assert (row.id, row.speaker, row.source) == ("a:utt-0", "a:speaker-0", "a:studio")
+    row = next(stream_utterances(corpus, source_column=None, speaker_column=None, corpus="a").rows())
+    assert (row.id, row.speaker, row.source) == ("a:utt-0", None, "a")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("shards", "num_shares"), [(3, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_rows_go_on_from_any_place(tmp_path, form, shards, num_shares, epoch):
+    """By whole shards, of which one share has more, and by rows."""
+    write_form, columns = FORMS[form]
+    rows = make_rows(14)
+    write_form(tmp_path, rows, *([shards] if form != "files" else []))
+    utterances = stream_utterances(tmp_path, **columns)
+    seen = []
+    for share in range(num_shares):
+        iterator = utterances.rows(epoch, share, num_shares)
+        states, ids = [json.dumps(iterator.state_dict())], []
+        for row in iterator:
+            ids.append(row.id)
+            states.append(json.dumps(iterator.state_dict()))
+        for done, state in enumerate(states):
+            resumed = utterances.rows(epoch, share, num_shares, json.loads(state))
+            assert resumed.state_dict() == json.loads(state)
+            assert [row.id for row in resumed] == ids[done:]
+        seen += ids
+    assert len(seen) == len(set(seen)) == len(rows)

@@ -1,0 +1,119 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForXVector
+from csc_hf.evaluation.calibration import Calibration, fit_calibration
+
+
+def trials(num_target: int, num_nontarget: int, separation: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores 0.3 + 0.1 · z, where z is a log-likelihood ratio: Gaussian, of mean and half variance ±separation."""
+    rng = np.random.default_rng(seed)
+    means = np.repeat([separation, -separation], [num_target, num_nontarget])
+    z = means + np.sqrt(2 * separation) * rng.standard_normal(len(means))
+    return 0.3 + 0.1 * z, np.repeat([1, 0], [num_target, num_nontarget])
+
+
+@pytest.mark.parametrize("p_target", [0.5, 0.1])
+def test_true_ratios_are_found_again(p_target):
+    # However the classes are mixed in the trials: the prior is p_target.
+    scores, labels = trials(20_000, 100_000, separation=2.0)
+    calibration = fit_calibration(scores, labels, "clean", "abc", p_target)
+    assert calibration.scale == pytest.approx(10.0, rel=0.03)
+    assert calibration.llr(0.3) == pytest.approx(0.0, abs=0.05)
+    np.testing.assert_allclose(calibration.llr(scores[:5]), (scores[:5] - 0.3) * 10, atol=0.25)
+    # The Bayes threshold: at 10 % targets, the ratio has to outweigh 9 : 1.
+    assert calibration.llr(calibration.threshold) == pytest.approx(np.log((1 - p_target) / p_target))
+    assert calibration.threshold == pytest.approx({0.5: 0.3, 0.1: 0.52}[p_target], abs=0.01)
+    assert (calibration.num_target, calibration.num_nontarget) == (20_000, 100_000)
+    assert calibration.eer == pytest.approx(0.1587, abs=0.005)  # Φ(−1)
+
+
+def test_it_is_the_minimum_and_agrees_with_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    scores, labels = trials(60, 200, separation=1.0)
+    calibration = fit_calibration(scores, labels, "clean", "abc")
+    reference = linear_model.LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+    reference.fit(scores[:, None], labels, sample_weight=np.where(labels == 1, 0.5 / 60, 0.5 / 200))
+    assert calibration.scale == pytest.approx(reference.coef_[0, 0], rel=0.01)
+    assert calibration.offset == pytest.approx(reference.intercept_[0], rel=0.01, abs=0.01)
+
+
+@pytest.mark.parametrize("num", [1, 3, 1000])
+def test_separable_scores_stay_finite(num):
+    scores = np.concatenate([np.linspace(0.6, 0.8, num), np.linspace(0.1, 0.2, num)])
+    calibration = fit_calibration(scores, np.repeat([1, 0], num), "clean", "abc")
+    assert calibration.eer == 0
+    assert 0.2 < calibration.threshold < 0.6
+    assert 1 < calibration.llr(0.8) < 50 and -50 < calibration.llr(0.1) < -1
+
+
+def test_labels_may_be_bool_and_order_does_not_matter():
+    scores, labels = trials(30, 40, separation=1.0)
+    order = np.random.default_rng(1).permutation(70)
+    first = fit_calibration(scores, labels, "clean", "abc")
+    second = fit_calibration(scores[order].astype(np.float32), labels[order].astype(bool), "clean", "abc")
+    assert second.threshold == pytest.approx(first.threshold, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "options", "message"),
+    [
+        ([0.1, 0.2], [1, 1], {}, "2 target and 0 non-target"),
+        ([0.1, 0.2], [0, 0], {}, "0 target and 2 non-target"),
+        ([0.1, np.nan], [0, 1], {}, "NaN"),
+        ([0.1, np.inf], [0, 1], {}, "1 infinite"),
+        ([0.1, 0.2], [1, 0], {}, "targets score 0.1 on average, non-targets 0.2"),
+        ([0.1, 0.1], [1, 0], {}, "tell nothing"),
+        ([0.1, 0.2], [0, 1], {"p_target": 1.0}, "p_target=1.0"),
+    ],
+)
+def test_bad_trials_are_named(scores, labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_calibration(np.array(scores), np.array(labels), "clean", "abc", **options)
+
+
+def test_several_conditions_live_in_a_configuration():
+    config = CSCConfig.tiny()
+    assert Calibration.load(config) is None
+    with pytest.raises(ValueError, match="'clean', only for \\[\\]"):
+        Calibration.load(config, "clean")
+    scores, labels = trials(30, 40, separation=1.0)
+    clean = fit_calibration(scores, labels, "clean", "abc")
+    noisy = fit_calibration(scores - 0.2, labels, "noise 0 dB", "def", p_target=0.01)
+    clean.store(config)
+    assert Calibration.load(config) == clean
+    noisy.store(config)
+    clean.store(config)
+    assert Calibration.load(config, "clean") == clean and Calibration.load(config, "noise 0 dB") == noisy
+    with pytest.raises(ValueError, match="'clean', 'noise 0 dB'"):
+        Calibration.load(config)
+    with pytest.raises(ValueError, match="'mix0', only for"):
+        Calibration.load(config, "mix0")
+    assert Calibration.load(CSCConfig.tiny()) is None, "configurations share nothing"
+    assert Calibration.from_dict(json.loads(json.dumps(clean.to_dict()))) == clean
+
+
+def test_it_is_saved_with_the_model_and_read_where_csc_hf_is_not_installed(tmp_path):
+    scores, labels = trials(30, 40, separation=1.0)
+    calibration = fit_calibration(scores, labels, "clean", "abc")
+    config = CSCConfig.tiny()
+    model = CSCForXVector(config)
+    calibration.store(model)
+    model.save_pretrained(tmp_path)
+    CSCFeatureExtractor(min_samples=config.segment_samples).save_pretrained(tmp_path)
+    assert Calibration.load(CSCForXVector.from_pretrained(tmp_path)) == calibration
+    code = """
+import sys
+sys.modules["csc_hf"] = None  # any import of it fails
+import json, transformers
+model = transformers.AutoModelForAudioXVector.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(json.dumps(model.config.calibration))
+"""
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert Calibration.from_dict(json.loads(process.stdout)["clean"]) == calibration

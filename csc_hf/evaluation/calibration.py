@@ -179,8 +179,8 @@ def _logit(p: float) -> float:
 
 
 def _minimise(scores: np.ndarray, signs: np.ndarray, weights: np.ndarray, prior: float) -> np.ndarray:
-    """The scale and offset that minimise Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))), plus the
-    ridge, by Newton's method. Each step is halved until the loss falls."""
+    """The scale and offset that minimise Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))) plus
+    the ridge, by Newton's method. Each step is halved until the loss falls."""
     design = np.stack([scores, np.ones_like(scores)])
 
     def loss(parameters: np.ndarray) -> float:

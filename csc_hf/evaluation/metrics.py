@@ -374,7 +374,7 @@ def bootstrap_interval(
     target, enrolment, test = enrolment[of_target], enrolment[of_nontarget], test[of_nontarget]
 
     rng = np.random.default_rng(seed)
-    values = []
+    values: list[float] = []
     while len(values) < num_resamples:
         weights = np.bincount(rng.integers(len(speakers), size=len(speakers)), minlength=len(speakers))
         # The curve knows how many trials of a class have been accepted at each step: so many of these weights.

@@ -40,7 +40,8 @@ from transformers.utils.logging import disable_progress_bar
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining, CSCForPreTrainingOutput
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.mixing import MixingConfig
-from csc_hf.data.stream import MixtureBatch, MixtureStream, read_impulse_responses
+from csc_hf.data.reservoir import ReservoirConfig
+from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard, read_impulse_responses
 from csc_hf.data.utterances import UtteranceStream, stream_utterances
 from csc_hf.evaluation.metrics import si_sdr_improvement
 from csc_hf.evaluation.reports import format_report
@@ -247,12 +248,8 @@ def open_mixtures(args: argparse.Namespace, num_sources: int, rank: int, world_s
         probabilities=[corpus.get("probability", 1.0) for corpus in corpora.values()],
         noise=noise,
         impulse_responses=responses,
-        reservoir_seconds=args.reservoir_seconds,
-        min_seconds=args.min_seconds,
-        max_seconds=args.max_seconds,
-        max_skipped=args.max_skipped,
-        rank=rank,
-        world_size=world_size,
+        reservoir=ReservoirConfig(args.reservoir_seconds, args.min_seconds, args.max_seconds, args.max_skipped),
+        shard=Shard(rank, world_size),
         num_workers=args.num_workers,
     )
 

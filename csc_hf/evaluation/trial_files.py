@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ..audio import SAMPLING_RATE, decode_audio
-from ..data.mixing import SILENCE_POWER, power
+from ..audio import SAMPLING_RATE, SILENCE_POWER, decode_audio, power
 from .trial_set import Trials, TrialSet
 
 

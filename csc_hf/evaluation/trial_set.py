@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..audio import SAMPLING_RATE
+from ..audio import SAMPLING_RATE, power
 from ..data.mixing import (
     NOISE_TILT,
     GeneratedNoise,
@@ -24,7 +24,6 @@ from ..data.mixing import (
     RecordedNoise,
     SourceRecipe,
     mix,
-    power,
 )
 
 

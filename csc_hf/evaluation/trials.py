@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ..audio import SAMPLING_RATE
-from ..data.mixing import SILENCE_POWER, power
-from ..data.utterances import Row, Utterance
+from ..audio import SAMPLING_RATE, SILENCE_POWER, power
+from ..data.utterances import Row, Utterance, check_unique_ids
 from .trial_set import BASIC_CONDITIONS, CONDITIONS, KINDS, Kind, Trials, TrialSet
 
 __all__ = ["BASIC_CONDITIONS", "CONDITIONS", "KINDS", "Kind", "TrialSet", "Trials", "build_trials", "decodable"]
@@ -22,8 +21,12 @@ __all__ = ["BASIC_CONDITIONS", "CONDITIONS", "KINDS", "Kind", "TrialSet", "Trial
 
 def decodable(rows: Iterable[Row], failures: dict[str, str]) -> Iterator[Utterance]:
     """Decode rows (`stream_utterances(...).rows()`). Those that cannot be decoded are left out, and `failures` gets
-    their id and the reason."""
-    for row in rows:
+    their id and the reason.
+
+    Raises:
+        ValueError: Two rows have the same id.
+    """
+    for row in check_unique_ids(rows):
         try:
             yield row.decode()
         except ValueError as error:
@@ -145,13 +148,7 @@ def _usable(
     utterances: Iterable[Utterance], left_out: dict[str, str], num_samples: int | None = None
 ) -> Iterator[Utterance]:
     """Yield utterances that can be used, of which the first `num_samples` matter; note the others in `left_out`."""
-    seen = set()
-    for utterance in utterances:
-        if utterance.id in seen:
-            raise ValueError(
-                f"two utterances have the id {utterance.id!r}: one clip must not be on both sides of a trial"
-            )
-        seen.add(utterance.id)
+    for utterance in check_unique_ids(utterances):  # or one clip could be on both sides of a trial
         if not np.isfinite(utterance.waveform).all():
             left_out[utterance.id] = "holds NaN or infinite samples"
         elif power(utterance.waveform[:num_samples]) < SILENCE_POWER:

@@ -343,7 +343,7 @@ class Noisy:
 @pytest.mark.parametrize("num_scores", [1, 1000])
 def test_blocks_do_not_change_scores(adverse, num_scores, monkeypatch):
     whole = score_trials(Noisy(), adverse, progress=False).scores
-    monkeypatch.setattr("csc_hf.evaluation.verification.SCORES_AT_A_TIME", num_scores)
+    monkeypatch.setattr("csc_hf.evaluation.scoring.SCORES_AT_A_TIME", num_scores)
     blocks = score_trials(Noisy(), adverse, progress=False).scores
     for name in ALL:
         np.testing.assert_allclose(blocks[name], whole[name], atol=1e-6)
@@ -411,7 +411,7 @@ def test_the_cohort_is_attended_to_as_the_trials_are(monkeypatch):
     trials = build_trials(clips_of(4, 3), seconds=SECONDS, conditions=["clean"])
     embedder, cohort = CSCEmbedder(model), cohort_of(20, 5)
     norms = []
-    monkeypatch.setattr("csc_hf.evaluation.verification.as_norm", lambda *args: norms.append(args) or as_norm(*args))
+    monkeypatch.setattr("csc_hf.evaluation.scoring.as_norm", lambda *args: norms.append(args) or as_norm(*args))
     score_trials(embedder, trials, enrolment="attention", cohort=cohort, progress=False)
     slots = embedder([recording.waveform for recording in cohort.recordings])
     main = slots.embeddings[np.arange(15), slots.activity.argmax(axis=1)]

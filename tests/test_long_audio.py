@@ -10,8 +10,8 @@ import soundfile
 import torch
 
 from csc_hf import CSCConfig, CSCForSpeechSeparation, CSCModel, CSCSeparationOutput
-from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.audio import decode_audio
+from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.long_audio import cross_fade, embed, scale_to_mixture, separate
 
 RATE = 16000

@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Hold a bounded amount of audio from endless streams. It is a FIFO buffer of utterances that can be saved and resumed.
+"""Hold a bounded amount of audio from endless streams: a FIFO buffer of utterances that can be saved and resumed.
 
-Rows that cannot be used are skipped here (`usable_utterance`, `SkippedRows`), in the same way for every reader of data.
+Rows that cannot be used are skipped here, in the same way for every reader of data (`usable_utterance`).
 """
 
 import logging

@@ -329,8 +329,8 @@ class Rows:
 
 
 def _is_buffer_shuffled(dataset: IterableDataset) -> bool:
-    """Whether `IterableDataset.shuffle` was called. The state of such a dataset lacks what is in the shuffle buffer, so
-    its rows are read again from the beginning of the epoch instead. `datasets` does not tell in public."""
+    """Whether `IterableDataset.shuffle` was called. The state of such a dataset lacks what is in the shuffle buffer,
+    so its rows are read again from the beginning of the epoch instead. `datasets` has no public way to ask."""
     nodes = [getattr(dataset, "_ex_iterable", None)]
     while nodes:
         node = nodes.pop()

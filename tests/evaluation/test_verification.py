@@ -15,7 +15,17 @@ from csc_hf.evaluation.metrics import as_norm, bootstrap_interval, cllr, equal_e
 from csc_hf.evaluation.reports import format_comparison, format_report
 from csc_hf.evaluation.trial_files import read_trials, write_trials
 from csc_hf.evaluation.trials import build_trials
-from csc_hf.evaluation.verification import calibrate, evaluate, measure, score_trials, write_scores
+from csc_hf.evaluation.verification import (
+    FIGURES,
+    TRAINING_FIGURES,
+    Figure,
+    calibrate,
+    evaluate,
+    measure,
+    score_trials,
+    training_figures,
+    write_scores,
+)
 
 
 class ToneModel(torch.nn.Module):
@@ -270,6 +280,34 @@ def test_report_shows_each_condition_in_percent_and_a_dash_for_nothing(trials):
     assert next(line.split() for line in report.splitlines() if line.startswith("clean"))[3:5] == ["-", "-"]
 
 
+def test_a_figure_has_one_place(trials, monkeypatch):
+    results = evaluate(ToneModel(), trials, progress=False)
+    for name, condition in results["conditions"].items():
+        assert list(condition) == [key for key, figure in FIGURES.items() if not figure.needs_calibration]
+        assert condition["num_target"] == trials.conditions[name].is_target.sum()
+    assert training_figures(results).keys() == TRAINING_FIGURES.keys()
+    assert list(TRAINING_FIGURES)[:4] == [
+        "si_sdr_improvement",
+        "eer_clean",
+        "eer_within_source_clean",
+        "retrieval_accuracy_clean",
+    ]
+    assert [TRAINING_FIGURES[name] for name in ("si_sdr_improvement", "eer_mix0", "retrieval_accuracy_mix0")] == [
+        True,
+        False,
+        True,
+    ]
+    results["conditions"]["mix0"]["eer"] = None
+    assert "eer_mix0" not in training_figures(results)
+
+    highest = Figure(lambda judged: float(judged.scores.max()), "highest", "{:.2f}".format, in_training=True)
+    monkeypatch.setitem(FIGURES, "highest_score", highest)
+    results = evaluate(ToneModel(), trials, progress=False)
+    assert results["conditions"]["clean"]["highest_score"] == pytest.approx(1)
+    assert "highest" in format_report(results).splitlines()[1]
+    assert training_figures(results)["highest_score_clean"] == pytest.approx(1)
+
+
 # --- any embedder ----------------------------------------------------------------------------------------------------
 
 
@@ -494,6 +532,10 @@ def test_likelihood_ratios_are_calibrated_on_other_speakers(adverse, tmp_path):
 
     with pytest.raises(ValueError, match="these very trials"):
         measure(development, calibrations)
+    by_attention = {name: dataclasses.replace(one, enrolment="attention") for name, one in calibrations.items()}
+    with pytest.raises(ValueError, match="'clean' was learnt with enrolment='attention', .* scored with 'mean'"):
+        measure(scores, by_attention)
+    assert calibrate(dataclasses.replace(scores, enrolment="attention"))["clean"].enrolment == "attention"
     with pytest.raises(ValueError, match="no calibration for condition 'noise0'"):
         measure(scores, {"clean": calibrations["clean"]})
 

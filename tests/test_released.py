@@ -73,6 +73,7 @@ def test_its_card_says_what_was_measured(name):
     assert figures == {condition: round(100 * of["eer"], 2) for condition, of in conditions.items()}
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", MODELS)
 def test_its_figures(name):
     """On the synthetic voices that ship, which it has not heard."""

@@ -460,7 +460,7 @@ def test_permutation_bound_and_shapes_are_named():
     signals = np.random.default_rng(0).normal(size=(9, 20))
     assert best_permutation(signals[:4], signals[:4]).tolist() == [0, 1, 2, 3]
     for estimates, references in [(signals, signals), (signals[:1], signals[:2]), (signals[0], signals[0])]:
-        with pytest.raises(ValueError, match="R <= C <= 8"):
+        with pytest.raises(ValueError, match="sources <= slots <= 8"):
             best_permutation(estimates, references)
 
 

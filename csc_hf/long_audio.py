@@ -79,8 +79,9 @@ def separate(
             another format that can hold them. If the input is a file as well, memory is constant.
 
     Raises:
-        ValueError: The model is in training mode or does not separate, the waveform is not (T,) with T >= 1, holds NaN
-            or infinite samples, or cannot be decoded; the overlap does not fit the chunk; not a file for each slot.
+        ValueError: The model is in training mode or does not separate; the waveform is not of shape (samples,), is
+            empty, holds NaN or infinite samples, or cannot be decoded; the overlap does not fit the chunk; the number
+            of files is not that of slots; the model returns NaN or infinite values.
     """
     num_sources = model.config.num_sources
     if output_files is not None and len(output_files) != num_sources:
@@ -158,7 +159,9 @@ def _open(waveform, sampling_rate: int) -> Recording:
     else:
         samples = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
         if samples.ndim != 1 or samples.dtype.kind != "f":
-            raise ValueError(f"waveform of shape {samples.shape} and type {samples.dtype}: give floats of shape (T,)")
+            raise ValueError(
+                f"waveform of shape {samples.shape} and type {samples.dtype}: give floats of shape (samples,)"
+            )
         recording = Recording(len(samples), lambda start, length: samples[start : start + length].astype(np.float32))
     if recording.num_samples == 0:
         raise ValueError("the recording holds no samples: leave it out")

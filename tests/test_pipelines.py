@@ -299,6 +299,15 @@ def test_short_audio_has_finite_scores(folder, num_samples):
     assert separation["sources"].shape == (2, num_samples) and np.isfinite(separation["sources"]).all()
 
 
+@pytest.mark.parametrize("level", [1e-30, 1e19, 1e37])
+def test_recordings_of_any_level_have_finite_results(level, folder):
+    loud = (level * BOTH).astype(np.float32)
+    result = pipeline("speaker-verification", model=str(folder), enrolment="attention")(loud, BOTH)
+    separation = pipeline("speech-separation", model=str(folder))(loud)
+    assert np.isfinite(result["score"]) and np.isfinite(separation["sources"]).all()
+    assert np.abs(separation["sources"]).max() > 0.1 * np.abs(loud).max()
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -300,8 +300,8 @@ def _standardise(scores: np.ndarray, rows: np.ndarray, cohort: np.ndarray, top_k
     scores, rows, cohort = np.asarray(scores, dtype=np.float64), np.asarray(rows), np.asarray(cohort)
     if cohort.ndim != 2 or np.broadcast_shapes(scores.shape, rows.shape) != scores.shape:
         raise ValueError(
-            f"need {name} (N, K) and its rows in the shape of the scores, got {cohort.shape}, rows {rows.shape} and "
-            f"scores {scores.shape}"
+            f"need {name} of two dimensions and its rows in the shape of the scores, got {cohort.shape}, rows "
+            f"{rows.shape} and scores {scores.shape}"
         )
     top_k = cohort.shape[1] if top_k is None else top_k
     if not 2 <= top_k <= cohort.shape[1]:

@@ -265,7 +265,7 @@ def test_s_norm_takes_away_the_level_and_scale_of_each_recording():
         ({"test_cohort": np.vstack([np.eye(8)[:2], np.ones((1, 8))])}, "3 highest scores in row 2 of test_cohort"),
         ({"enrolment_cohort": np.full((3, 8), np.nan)}, "enrolment_cohort hold NaN"),
         ({"scores": [0.0, np.inf, 0.0]}, "NaN or infinite"),
-        ({"enrolment_cohort": np.ones(8)}, r"enrolment_cohort \(N, K\).*\(8,\)"),
+        ({"enrolment_cohort": np.ones(8)}, r"enrolment_cohort of two dimensions.*\(8,\)"),
         ({"test": [[0], [1]]}, r"rows \(2, 1\) and scores \(3,\)"),
     ],
 )

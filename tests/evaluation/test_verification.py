@@ -50,7 +50,7 @@ class ToneModel(torch.nn.Module):
         assert not self.training and not self.dropout.training
         assert attention_mask.shape == input_values.shape and attention_mask.all()
         self.num_heard += len(input_values)
-        parts = torch.einsum("bt,pnt->bpn", input_values, self.basis)  # (B, 2, tones)
+        parts = torch.einsum("bt,pnt->bpn", input_values, self.basis)  # (batch, 2, tones)
         energy = parts.square().sum(dim=1)
         loudest = energy.topk(2).indices
         swap = (input_values[:, :1] > 0).squeeze(1)
@@ -59,7 +59,7 @@ class ToneModel(torch.nn.Module):
         loudest[~active] = self.num_tones  # nobody
         padded = torch.nn.functional.pad(parts, (0, 1))
         basis = torch.nn.functional.pad(self.basis, (0, 0, 0, 1))
-        chosen = padded.gather(2, loudest[:, None].expand(-1, 2, -1))  # (B, 2, C)
+        chosen = padded.gather(2, loudest[:, None].expand(-1, 2, -1))  # (batch, 2, slots)
         return SimpleNamespace(
             source_embeddings=torch.nn.functional.one_hot(loudest, self.num_tones + 1).float(),
             source_activity=torch.where(active, 5.0, -5.0),
@@ -143,7 +143,7 @@ def test_a_source_whose_scores_run_higher_does_no_harm_within_source(trials):
         tones = output.source_embeddings[..., :-1].argmax(dim=-1)
         one_hot = torch.nn.functional.one_hot(tones, 11).float()
         # Even speakers share a large common part: 0.99 between any two of them, more than 0.9 of an odd one with
-        # himself.
+        # themselves.
         common = torch.zeros(12)
         common[11] = 10.0
         own = torch.cat([one_hot, torch.zeros(*tones.shape, 1)], dim=-1)

@@ -84,7 +84,7 @@ def test_without_pyroomacoustics_the_extra_is_named():
     """Drawing needs nothing but NumPy."""
     code = (
         "import sys; sys.modules['pyroomacoustics'] = sys.modules['scipy.signal'] = None\n"
-        "import numpy as np; from csc_hf import mixing, rooms\n"
+        "import numpy as np; from csc_hf.data import rooms\n"
         "room = rooms.draw_room(0, 0, 0, (0.1, 0.5))\n"
         "for call in (lambda: rooms.simulate(room), lambda: rooms.reverberate(np.ones(9), np.ones(50))):\n"
         "    try:\n"

@@ -25,9 +25,9 @@ def test_a_room_is_a_function_of_its_numbers():
 
 
 def test_rooms_have_their_reverberation_time_and_everybody_is_inside():
-    for seconds in ((0.1, 0.1), (0.3, 0.3), (0.5, 0.5), (1.0, 1.0)):
+    for seconds in ((0.1, 0.1), (0.4, 0.4), (1.0, 1.0)):
         measured = []
-        for number in range(12):
+        for number in range(7):
             room = draw_room(0, number, number % NUM_POSITIONS, seconds)
             for place in (room.talker, room.microphone):
                 assert (np.array(place) > 0.1 * np.array(room.size)).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from datasets import load_dataset
+from datasets import IterableDataset
 from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
 
 from csc_hf.data.utterances import Row, UtteranceStream, check_unique_ids, label_or_none, stream_utterances
@@ -151,9 +151,9 @@ def test_rows_go_on_from_any_place(tmp_path, form, shards, num_shares, epoch):
     assert len(seen) == len(set(seen)) == len(rows)
 
 
-def test_rows_of_a_shuffled_dataset_go_on_exactly(tmp_path):
+def test_rows_of_a_shuffled_dataset_go_on_exactly():
     """The state of a dataset with a shuffle buffer does not hold the buffer."""
-    dataset = load_dataset(str(write(tmp_path, make_rows(30))), split="train", streaming=True)
+    dataset = IterableDataset.from_generator(make_rows, gen_kwargs={"count": 30})
     utterances = UtteranceStream(dataset.shuffle(seed=1, buffer_size=8))
     iterator = utterances.rows(epoch=1)
     ids = [row.id for row in itertools.islice(iterator, 13)]
@@ -232,11 +232,8 @@ def test_speakers_of_sessions(tmp_path, caplog):
 def test_folders_of_paths_in_parquet(tmp_path, caplog):
     rows = make_rows(2)
     rows[0]["audio"]["path"], rows[1]["audio"]["path"] = "id7/5r0d/1.wav", "1.wav"
-    utterances = stream_utterances(write(tmp_path, rows), speaker_column="folder:2", source_column="folder:1").rows()
-    row = next(utterances)
-    assert (row.speaker, row.source) == ("id7", "5r0d")
-    with pytest.raises(ValueError, match="'1.wav' has no folder 2 levels above it"):
-        next(utterances)
+    utterances = stream_utterances(write(tmp_path, rows), speaker_column="folder:2", source_column="folder:1")
+    assert [(row.speaker, row.source) for row in utterances.rows()] == [("id7", "5r0d"), (None, None)]
     # One speaker, one folder: nothing to warn of.
     list(stream_utterances(write_files(tmp_path / "files", make_rows(9)), **FILE_COLUMNS).rows())
     assert not caplog.records

@@ -362,7 +362,7 @@ def place(state):
 
 
 def assert_resumes(make, count):
-    """A stream saved after every second of `count` groups and loaded into a new one goes on alike; that one once more."""
+    """A stream saved after every second of `count` groups and loaded into a new one continues alike, twice."""
     whole = make()
     states, batches = [json.dumps(whole.state_dict())], []
     for batch in itertools.islice(whole, count):

@@ -343,7 +343,7 @@ class _Share:
         first = self.stream.shard.rank == self.worker == 0 and not self._drawn[1]
         if overlapping and first:
             logger.info(
-                "%d of the %d utterances of a group are too short for crops that do not overlap: an utterance of %.0f "
+                "%d of the %d utterances of a group are too short for crops that do not overlap: an utterance of %g "
                 "s always has room for the up to %d crops of %g s",
                 overlapping,
                 config.num_identities,

@@ -277,7 +277,8 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
         return SpeechBrainEmbedder(spec)
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioXVector
 
-    from .. import CSCConfig, CSCForPreTraining, CSCForSpeechSeparation
+    from ..configuration_csc import CSCConfig
+    from ..modeling_csc import CSCForPreTraining, CSCForSpeechSeparation
 
     config = AutoConfig.from_pretrained(spec)
     is_x_vector = any(name.endswith("ForXVector") for name in config.architectures or ())

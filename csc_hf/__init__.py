@@ -7,7 +7,7 @@ import importlib.machinery
 import sys
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _MODULE_OF = {
     "CSCConfig": "configuration_csc",

@@ -94,7 +94,7 @@ def third_party(file: Path) -> frozenset[str]:
     """The packages that a file imports, without the standard library, csc_hf and the files around it."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     ours = {"csc_hf"} | {path.stem for path in (*file.parent.glob("*.py"), *(ROOT / "tests").glob("*.py"))}
-    ours |= {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    ours |= {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}
     names = {module.split(".")[0] for module in imports(tree) if not module.startswith(".")}
     return frozenset(names - ours - set(sys.stdlib_module_names))
 

@@ -210,13 +210,12 @@ EXTRAS = set(tomllib.loads(read("pyproject.toml"))["project"]["optional-dependen
 
 
 def check_command(words: list[str]) -> None:
-    script = next(
-        (word for word in words if re.fullmatch(r"(examples|benchmarks|model_cards)/[\w/]+\.py", word)), None
-    )
-    if script is None:
-        for extra in re.findall(r"\.\[(\w+)\]|csc-hf\[(\w+)\]", " ".join(words)):
-            assert set(extra) & EXTRAS, f"{words}: there is no extra {extra}"
+    scripts = [word for word in words if re.fullmatch(r"(examples|benchmarks|model_cards)/[\w/]+\.py", word)]
+    if not scripts:
+        for extra in re.findall(r"\[(\w+)\]", " ".join(words)) if "pip" in words else ():
+            assert extra in EXTRAS, f"{words}: there is no extra {extra}"
         return
+    script = scripts[0]
     position = words.index(script)
     for option in words[:position]:
         if option.startswith("--"):

@@ -127,6 +127,11 @@ def test_what_is_declared_is_imported():
         assert not idle, f"{extra or 'core'}: nothing imports {sorted(idle)}"
 
 
+def test_reading_audio_forces_no_torch():
+    assert "audio" in PROJECT["optional-dependencies"]
+    assert not [package for package in PROJECT["optional-dependencies"]["audio"] if "torch" in package]
+
+
 def test_evaluation_needs_nothing_but_its_extra():
     """What importing csc_hf.evaluation imports of other parts of the package is in `eval` too."""
     allowed = {import_name(package) for package in declared("eval")}

@@ -29,7 +29,6 @@ PARTS = {
     modeling.CSCGlobalAttention: "global attention",
     modeling.CSCConvDecoder: "decoder",
     modeling.CSCSTFTDecoder: "decoder",
-    modeling.CSCSpeakerAggregator: "cross-attention",
 }
 
 
@@ -116,9 +115,9 @@ def make_product(dtype: torch.dtype, device: str) -> tuple[Callable[[], None], i
 
 
 def shares_of_parts(model: CSCForPreTraining, step: Callable[[], None]) -> dict[str, float]:
-    """Share of each part in the time of a step, forward and backward, and of the rest: segments, slots, pooling,
-    losses, optimizer. The front end's input needs no gradient, so nothing tells when its backward pass ends, which
-    counts as rest."""
+    """Share of each part in the time of a step, forward and backward, and of the rest: segments, slots, pooling, losses
+    with the cross-attention, optimizer. The front end's input needs no gradient, so that the end of its backward pass
+    is not seen; it counts as rest."""
     marks, begun = defaultdict(list), {}
     now, between = (_gpu_now, _gpu_between) if next(model.parameters()).is_cuda else (time.perf_counter, _between)
 

@@ -2,6 +2,7 @@
 """What the documentation says holds: its Python runs, its links lead somewhere, its commands have these options."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -20,6 +21,7 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 
 import csc_hf
+from csc_hf import CSCConfig
 from csc_hf.data.mixing import MixingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,6 +239,16 @@ def test_commands_have_these_options(monkeypatch):
             seen |= set(words)
     assert {"examples/pretrain.py", "examples/evaluate_verification.py", "benchmarks/run_all.py"} <= seen
     assert {"examples/finetune_mixtures.py", "benchmarks/verification/split_speakers.py"} <= seen
+
+
+def test_every_field_of_the_configurations_is_an_option():
+    """As docs/pretrain.md says, without those that other options set."""
+    for section, fields in (
+        ("model", {name for name in CSCConfig.__annotations__ if name != "calibration"}),
+        ("mixing", {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"}),
+    ):
+        missing = {f"--{section}.{name}" for name in fields} - options("examples/pretrain.py")
+        assert not missing, f"examples/pretrain.py has no {sorted(missing)}"
 
 
 def test_a_wrong_command_is_found():

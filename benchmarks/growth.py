@@ -51,15 +51,16 @@ def growth(rounds: int, threads: int, seconds=lambda length: length) -> Section:
         times.append(taken)
         memories.append(memory)
         rows.append([f"{length:g} s", f"{taken:.2f}", f"{1000 * taken / length:.1f}", f"{memory:.0f}"])
-    goals = [
+    summary = [
         (
             f"separation by chunks, {lengths[0]:g} s to {lengths[-1]:g} s, {lengths[-1] / lengths[0]:.0f} × the audio",
             f"{times[-1] / times[0]:.0f} × the time, {memories[-1] / memories[0]:.2f} × the memory",
-            "time linear, memory flat",
         )
     ]
     text = (
         "`csc_hf.long_audio.separate` with `small`, chunks of 10 s that overlap by 2 s or more, from a file to one "
         "for each source. What fits one chunk has no overlap: a second of it costs less.\n\n"
     )
-    return Section("Growth", goals, text + table(["audio", "seconds", "ms per audio second", "peak memory, MB"], rows))
+    return Section(
+        "Growth", summary, text + table(["audio", "seconds", "ms per audio second", "peak memory, MB"], rows)
+    )

@@ -27,12 +27,12 @@ class Section:
 
     Args:
         title: Its heading.
-        goals: (what, measured, goal) rows of the table that opens the report.
+        summary: (what, measured) rows of the table that opens the report.
         text: Its tables and what they compare, in Markdown.
     """
 
     title: str
-    goals: list[tuple[str, str, str]]
+    summary: list[tuple[str, str]]
     text: str
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""The benchmarks run. What they measure depends on the machine, so it is not judged here."""
+"""The benchmarks run. What they measure depends on the machine and is not tested."""
 
 import functools
 import re
@@ -17,15 +17,16 @@ import yaml
 from csc_hf import CSCConfig, CSCForPreTraining
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))  # its scripts import each other
+VERIFICATION = ROOT / "benchmarks" / "verification"
+sys.path += [str(ROOT / "benchmarks"), str(VERIFICATION)]  # the scripts import each other
 import against_peers  # noqa: E402
 import contenders  # noqa: E402
 import measure  # noqa: E402
 import pretraining_step  # noqa: E402
+import split_speakers  # noqa: E402
 
-VERIFICATION = ROOT / "benchmarks" / "verification"
 
-
+@pytest.mark.release
 def test_stream_throughput():
     small = ["--rounds", "1", "--groups", "1", "--steps", "1", "--memory_seconds", "1000"]
     script = str(ROOT / "benchmarks" / "stream_throughput.py")
@@ -44,8 +45,8 @@ def test_split_speakers(tmp_path):
     for row in rows:
         row["speaker_id"] = f"{row['source']}-{row['speaker_id']}"
     speech.write(tmp_path / "all", rows, shards=2)
-    script = [sys.executable, VERIFICATION / "split_speakers.py", tmp_path / "all" / "*.parquet", tmp_path]
-    subprocess.run([*script, "--leave_out", "GPL", "--dev_share", "0.25"], check=True, timeout=300)
+    arguments = [str(tmp_path / "all" / "*.parquet"), str(tmp_path), "--leave_out", "GPL", "--dev_share", "0.25"]
+    split_speakers.main(arguments)
     parts = {
         name: [row for file in (tmp_path / name).glob("*.parquet") for row in pq.read_table(file).to_pylist()]
         for name in ("train", "dev")
@@ -126,6 +127,8 @@ def memory_of_arrays() -> tuple[float, int]:
     return measure.peak_memory(lambda: np.ones(2**23)), torch.get_num_threads()
 
 
+@pytest.mark.release
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_peak_memory(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     held = np.ones(2**26)  # 512 MB of the parent do not count
@@ -147,8 +150,10 @@ def build_absent() -> torch.nn.Module:
     import a_package_that_nobody_has  # noqa: F401
 
 
-def test_compare():
+def test_compare(monkeypatch):
     """A peer that is not installed does not keep the others from being measured."""
+    # In this process: that of `alone` is tested above.
+    monkeypatch.setattr(against_peers, "alone", lambda function, *args, threads: function(*args))
     entries = [
         against_peers.Contender("wide", functools.partial(torch.nn.Linear, 16, 32)),
         against_peers.Contender("narrow", functools.partial(torch.nn.Linear, 16, 8)),
@@ -203,6 +208,7 @@ def test_shares_of_parts():
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 def test_run_all(tmp_path):
     small = ["--rounds", "1", "--scale", "0.01", "--threads", "1", "--output", str(tmp_path / "README.md")]
     script = str(ROOT / "benchmarks" / "run_all.py")
@@ -215,13 +221,13 @@ def test_run_all(tmp_path):
         "Separation",
         "Growth",
         "Pre-training step",
-        "Pre-training step on a GPU",
+        *(["Pre-training step on a GPU"] if torch.cuda.is_available() else []),
     ]
     assert "--rounds 1 --scale 0.01" in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert all(len(row) in (3, 4, 7) for row in rows)
-    goals = {row[0]: row[1] for row in rows if len(row) == 3}
-    assert len(goals) == 2 + 17  # with its header
+    assert all(len(row) in (2, 4, 7) for row in rows)
+    summary = {row[0] for row in rows if len(row) == 2}
+    assert len(summary) >= 2 + 16  # with its header
     measured = {row[0] for row in rows if len(row) == 7 and re.fullmatch(r"[\d.]+ M", row[1])}
     assert {"GALR (csc_hf)", "small (csc_hf)", "WavLM base x-vector (Transformers)"} <= measured
     assert "CSC, conv front end (csc_hf)" in measured

@@ -1,32 +1,47 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""From scores to likelihood ratios and decisions: learnt on trials, stored in the configuration. NumPy only."""
+"""Calibration: scores to log-likelihood ratios and decisions, learnt on trials and stored in the configuration."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .metrics import equal_error_rate
 
+ENROLMENTS = ("mean", "attention")
+"""How enrolled recordings are compared with a test: by the mean of their embeddings, or by the trained cross-attention
+of `CSCForPreTraining`. The two give different scores, so each needs a calibration of its own."""
+
 RIDGE = 1e-5
 """Weight, in the loss (nats), of half the squared scale and offset of scores of unit variance. It keeps the
 calibration of separable scores finite, and changes that of overlapping ones by less than 1 %."""
+
+Numbers = TypeVar("Numbers", float, np.ndarray)
+
+
+def check_enrolment(enrolment: str) -> None:
+    """Raise a ValueError unless `enrolment` is one of `ENROLMENTS`."""
+    if enrolment not in ENROLMENTS:
+        raise ValueError(f'enrolment={enrolment!r}: choose "mean" or "attention"')
 
 
 @dataclass(frozen=True)
 class Calibration:
     """
-    What turns a verification score into a log-likelihood ratio and a decision, and what it was learnt on.
+    Turns verification scores into log-likelihood ratios and decisions.
 
     Args:
-        scale, offset: log-likelihood ratio (natural logarithm) = scale · score + offset.
-        threshold: Score from which on two recordings count as of one speaker: there the ratio equals the Bayes
-            threshold for `p_target`, where a false accept costs as much as a false reject.
-        p_target: Share of trials that one expects to be of one speaker.
+        scale, offset: Log-likelihood ratio (natural logarithm) = scale · score + offset.
+        threshold: Lowest score that is accepted. There the ratio equals the Bayes threshold for `p_target`, where a
+            false accept costs as much as a false reject.
+        p_target: Expected share of target trials.
         condition: Name of the condition of the trials, such as "clean".
         eer: Equal error rate on the trials, as a fraction.
         num_target, num_nontarget: Numbers of trials.
         trials_sha256: Hash of the trial list.
+        enrolment: How speakers were enrolled, one of `ENROLMENTS`. The calibration holds for this one only.
     """
 
     scale: float
@@ -38,76 +53,107 @@ class Calibration:
     num_target: int
     num_nontarget: int
     trials_sha256: str
+    enrolment: str = "mean"
 
-    def llr(self, scores):
-        """Log-likelihood ratios, natural logarithm, of scores (a number or an array)."""
+    def llr(self, scores: Numbers) -> Numbers:
+        """Log-likelihood ratios (natural logarithm) of a score or an array of scores."""
         return self.scale * scores + self.offset
 
-    def to_dict(self) -> dict:
-        """As JSON can hold it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON can hold them."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Calibration":
-        """What `to_dict` gave."""
+    def from_dict(cls, values: dict[str, Any]) -> "Calibration":
+        """Inverse of `to_dict`. A calibration without a kind of enrolment is one for "mean"."""
         return cls(**values)
 
     def store(self, model_or_config) -> None:
-        """Put it into the configuration, `config.calibration[condition]`, where `save_pretrained` saves it. Other
-        conditions stay; an earlier calibration of this one is replaced."""
+        """
+        Put the calibration into the configuration, where `save_pretrained` saves it.
+
+        It replaces an earlier one for the same condition and enrolment. `config.calibration` is a dictionary of them,
+        with keys such as "clean/mean".
+        """
         config = getattr(model_or_config, "config", model_or_config)
-        config.calibration = (config.calibration or {}) | {self.condition: self.to_dict()}
+        others = [other for other in _stored(config) if (other.condition, other.enrolment) != self._key]
+        config.calibration = {"/".join(one._key): one.to_dict() for one in [*others, self]}
 
     @classmethod
-    def load(cls, model_or_config, condition: str | None = None) -> "Calibration | None":
+    def load(cls, model_or_config, condition: str | None = None, enrolment: str = "mean") -> "Calibration | None":
         """
-        What `store` put into a configuration.
+        Get a calibration that `store` has put into a configuration.
 
         Args:
             model_or_config: A CSC model or its configuration.
-            condition: Which one. `None`: the only one, or None where there is none.
+            condition: Name of a condition. `None`: the only one there is, or None where there is none.
+            enrolment: One of `ENROLMENTS`. Calibrations for the other are not considered.
 
         Raises:
-            ValueError: There is none of that condition, or there are several and `condition` does not tell which.
+            ValueError: There is none for that condition and enrolment, or there are several and no condition is given.
         """
-        stored = getattr(model_or_config, "config", model_or_config).calibration or {}
-        if condition is None and not stored:
-            return None
-        if condition is None and len(stored) > 1:
-            raise ValueError(f"the model has calibrations for {sorted(stored)}: choose one, condition=...")
-        if condition is not None and condition not in stored:
-            raise ValueError(f"the model has no calibration for condition {condition!r}, only for {sorted(stored)}")
-        return cls.from_dict(stored[condition or next(iter(stored))])
+        check_enrolment(enrolment)
+        stored = _stored(getattr(model_or_config, "config", model_or_config))
+        found = {one.condition: one for one in stored if one.enrolment == enrolment}
+        if condition is None:
+            if len(found) > 1:
+                raise ValueError(
+                    f"the model has calibrations of enrolment={enrolment!r} for {sorted(found)}: choose one, "
+                    "condition=..."
+                )
+            return next(iter(found.values()), None)
+        if condition not in found:
+            raise ValueError(
+                f"the model has no calibration of enrolment={enrolment!r} for condition {condition!r}, "
+                f"only {sorted('/'.join(one._key) for one in stored)}"
+            )
+        return found[condition]
+
+    @property
+    def _key(self) -> tuple[str, str]:
+        return self.condition, self.enrolment
+
+
+def _stored(config) -> Sequence[Calibration]:
+    return [Calibration.from_dict(values) for values in (config.calibration or {}).values()]
 
 
 def fit_calibration(
-    scores: np.ndarray, labels: np.ndarray, condition: str, trials_sha256: str, p_target: float = 0.5
+    scores: np.ndarray,
+    labels: np.ndarray,
+    condition: str,
+    trials_sha256: str,
+    p_target: float = 0.5,
+    enrolment: str = "mean",
 ) -> Calibration:
     """
-    Learn scale and offset by prior-weighted logistic regression (Brümmer and du Preez, "Application-independent
-    evaluation of speaker detection", 2006): targets and non-targets count as if their shares were `p_target` and
-    1 − `p_target`. The loss is convex and is minimised by Newton's method.
+    Learn scale and offset by prior-weighted logistic regression.
+
+    Targets and non-targets count as if their shares were `p_target` and 1 − `p_target` (Brümmer and du Preez,
+    "Application-independent evaluation of speaker detection", 2006). The loss is convex and is minimised by Newton's
+    method.
 
     Args:
-        scores: (P,) higher for one speaker.
-        labels: (P,) 1 or True for trials of one speaker, 0 or False for others.
-        condition, trials_sha256, p_target: As in [`Calibration`].
+        scores: (trials,) higher for one speaker.
+        labels: (trials,) 1 or True for target trials, 0 or False for others.
+        condition, trials_sha256, p_target, enrolment: As in [`Calibration`].
 
     Raises:
-        ValueError: One class is missing, a score is not finite, `p_target` is not between 0 and 1, or targets do not
-            score higher than non-targets.
+        ValueError: A class is missing, a score is not finite, `p_target` is not between 0 and 1, the kind of enrolment
+            is unknown, or targets do not score higher than non-targets.
     """
+    check_enrolment(enrolment)
     if not 0 < p_target < 1:
         raise ValueError(f"p_target={p_target} must lie between 0 and 1")
     scores = np.asarray(scores, dtype=np.float64)
     if np.isinf(scores).any():
         raise ValueError(f"scores hold {np.isinf(scores).sum()} infinite values: leave these trials out")
-    eer = equal_error_rate(scores, labels)  # and checks shapes, classes and NaN
+    eer = equal_error_rate(scores, labels)  # checks shapes, classes and NaN as well
     is_target = np.asarray(labels).astype(bool)
     if scores[is_target].mean() <= scores[~is_target].mean():
         raise ValueError(
             f"targets score {scores[is_target].mean():.4g} on average, non-targets {scores[~is_target].mean():.4g}: "
-            "such scores tell nothing of the speaker, look at the model or at the labels"
+            "such scores tell nothing of the speaker, check the model and the labels"
         )
     mean, deviation = scores.mean(), scores.std()
     weights = np.where(is_target, p_target / is_target.sum(), (1 - p_target) / (~is_target).sum())
@@ -124,6 +170,7 @@ def fit_calibration(
         num_target=int(is_target.sum()),
         num_nontarget=int((~is_target).sum()),
         trials_sha256=trials_sha256,
+        enrolment=enrolment,
     )
 
 
@@ -132,8 +179,8 @@ def _logit(p: float) -> float:
 
 
 def _minimise(scores: np.ndarray, signs: np.ndarray, weights: np.ndarray, prior: float) -> np.ndarray:
-    """(2,) scale and offset with the least Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))) plus
-    the ridge: Newton's method, each step halved until the loss falls."""
+    """The scale and offset that minimise Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))), plus the
+    ridge, by Newton's method. Each step is halved until the loss falls."""
     design = np.stack([scores, np.ones_like(scores)])
 
     def loss(parameters: np.ndarray) -> float:

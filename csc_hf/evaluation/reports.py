@@ -3,29 +3,21 @@
 
 from collections.abc import Mapping
 
+from .verification import FIGURES, Figure
+
 
 def format_report(results: dict) -> str:
     """A plain table of what `measure` returns: a line a condition, error rates in %, "-" for None."""
     conditions = results["conditions"]
     columns = {
-        "EER %": lambda figures: _percent(figures["eer"]),
-        "95 %": lambda figures: _interval(figures["eer_interval"]),
-        "within": lambda figures: _percent(figures["eer_within_source"]),
-        "slot known": lambda figures: _percent(figures["eer_slot_known"]),
-        "within ": lambda figures: _percent(figures["eer_slot_known_within_source"]),
-        "minDCF": lambda figures: _number(figures["min_dcf"]),
-        "actDCF": lambda figures: _number(figures.get("actual_dcf")),
-        "Cllr": lambda figures: _number(figures.get("cllr")),
-        "minCllr": lambda figures: _number(figures.get("min_cllr")),
-        "target": lambda figures: f"{figures['num_target']:,}",
-        "other": lambda figures: f"{figures['num_nontarget']:,}",
+        key: figure
+        for key, figure in FIGURES.items()
+        if figure.heading is not None
+        and not (figure.is_optional and all(of.get(key) is None for of in conditions.values()))
     }
-    if not any(figures["eer_interval"] for figures in conditions.values()):
-        del columns["95 %"]
-    if not any("cllr" in figures for figures in conditions.values()):
-        del columns["actDCF"], columns["Cllr"], columns["minCllr"]
-    rows = [["condition", *columns]]
-    rows += [[name, *(cell(figures) for cell in columns.values())] for name, figures in conditions.items()]
+    rows = [["condition", *(str(figure.heading) for figure in columns.values())]]
+    for name, of_condition in conditions.items():
+        rows.append([name, *(_cell(figure, of_condition.get(key)) for key, figure in columns.items())])
     improvement = results["si_sdr_improvement"]
     seconds = "" if results["seconds"] is None else f" of {results['seconds']:g} s"
     return "\n".join(
@@ -43,27 +35,24 @@ def format_comparison(results: Mapping[str, dict]) -> str:
     names = dict.fromkeys(name for of_model in results.values() for name in of_model["conditions"])
     rows = [["EER %", *results]]
     for name in names:
-        of_condition = [of_model["conditions"][name] for of_model in results.values()]
-        rows.append([name, *(f"{_percent(f['eer'])} {_interval(f['eer_interval'])}".strip() for f in of_condition)])
+        row = [name]
+        for figures in (of_model["conditions"][name] for of_model in results.values()):
+            cells = [_cell(FIGURES["eer"], figures["eer"])]
+            if figures["eer_interval"] is not None:
+                cells.append(_cell(FIGURES["eer_interval"], figures["eer_interval"]))
+            row.append(" ".join(cells))
+        rows.append(row)
     return _table(rows)
 
 
+def _cell(figure: Figure, value) -> str:
+    return "-" if value is None else figure.text(value)
+
+
 def _table(rows: list[list[str]]) -> str:
-    """Columns as wide as they need; the first to the left, the others to the right."""
+    """Columns as wide as they need; the first is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     )
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f}"
-
-
-def _interval(interval: list[float] | None) -> str:
-    return "" if interval is None else f"({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -25,7 +25,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..configuration_csc import CSCConfig
 from ..data.mixing import MixingConfig
-from .evaluated import EVALUATED
+from ..evaluation.verification import TRAINING_FIGURES
 
 PRESETS = ("tiny", "small", "base")
 
@@ -115,7 +115,7 @@ class RunArguments:
     collapse_patience: int = option(1000, "stop when embeddings have been collapsed for so many steps")
     eval_steps: int | None = option(None, "evaluate every so many steps, besides before and after training")
     best_metric: str | None = option(
-        None, "keep the model that is best by this figure in OUTPUT_DIR/best", choices=tuple(EVALUATED)
+        None, "keep the model that is best by this figure in OUTPUT_DIR/best", choices=tuple(TRAINING_FIGURES)
     )
     logging_steps: int = option(10, "log every so many steps")
     with_tracking: bool = option(False, "log to the trackers of --report_to")
@@ -322,4 +322,6 @@ def _check_value(
     kinds: dict[Any, tuple[type, ...]] = {int: (int, str), float: (int, float, str), string_to_bool: (bool,)}
     expected = kinds.get(action.type, (str,) if not action.dest.endswith("_data") else (str, dict))
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        parser.error(f"{given}: must be {' or '.join(kind.__name__ for kind in expected if kind is not str) or 'text'}")
+        parser.error(
+            f"{given}: must be {' or '.join(kind.__name__ for kind in expected if kind is not str) or 'text'}"
+        )

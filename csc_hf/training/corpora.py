@@ -45,7 +45,9 @@ def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, 
         settings[column] = getattr(args, f"{column}_name")
     settings |= described | options
     try:
-        return stream_utterances(path, **{name: None if value == "none" else value for name, value in settings.items()})
+        return stream_utterances(
+            path, **{name: None if value == "none" else value for name, value in settings.items()}
+        )
     except ValueError as error:
         raise SystemExit(f"{path}: {error} (here --..._column_name, --..._split)") from error
 

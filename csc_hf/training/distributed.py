@@ -26,9 +26,7 @@ def create_accelerator(cpu_threads: int | None = None, **options: Any) -> Accele
     Raises:
         SystemExit: the processes that were started do not know of each other.
     """
-    accelerator = Accelerator(
-        cpu=_use_cpu(), kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)], **options
-    )
+    accelerator = Accelerator(cpu=_use_cpu(), kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)], **options)
     _check_world_size(accelerator.num_processes)
     if accelerator.device.type == "cpu":
         prepare_cpu(cpu_threads)

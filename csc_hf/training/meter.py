@@ -58,8 +58,8 @@ class Meter:
         self.micro_batches += 1
         self.audio_seconds += batch["input_values"].numel() / SAMPLING_RATE
         self.batch = batch
-        self.estimates = output.sources.detach()
-        self.embeddings = output.source_embeddings.detach().take_along_dim(output.permutation[..., None], dim=1)
+        self.estimates = output["sources"].detach()
+        self.embeddings = output["source_embeddings"].detach().take_along_dim(output["permutation"][..., None], dim=1)
         return figures
 
     def end_step(self, gradient_norm: float) -> None:
@@ -83,7 +83,8 @@ class Meter:
 
     def read_last_batch(self) -> dict[str, float]:
         """Signs of collapse, and the SI-SDR improvement of overlapped speech in dB, in this process's last batch."""
-        sources, mixtures = (self.batch[name].float().cpu().numpy() for name in ("source_values", "input_values"))
+        sources: np.ndarray = self.batch["source_values"].float().cpu().numpy()
+        mixtures: np.ndarray = self.batch["input_values"].float().cpu().numpy()
         values = collapse_signs(self.embeddings.float().cpu().numpy(), self.batch["speaker_ids"].cpu().numpy())
         present = sources.any(axis=-1)
         overlapped = np.flatnonzero(present.sum(axis=1) > 1)

@@ -27,7 +27,7 @@ from ..configuration_csc import CSCConfig
 from ..data.stream import MixtureBatch
 from ..evaluation.reports import format_report
 from ..evaluation.trials import build_trials
-from ..evaluation.verification import evaluate
+from ..evaluation.verification import TRAINING_FIGURES, evaluate, training_figures
 from ..feature_extraction_csc import CSCFeatureExtractor
 from ..modeling_csc import CSCForPreTraining
 from .arguments import PRESETS, PretrainingArguments
@@ -43,7 +43,6 @@ from .checkpoints import (
 from .collapse import CollapsedError, CollapseGuard
 from .corpora import open_held_out, open_mixtures
 from .distributed import create_accelerator
-from .evaluated import evaluated
 from .hub import BackgroundPush, save_repository
 from .meter import Meter
 from .visualize import log_examples
@@ -274,7 +273,7 @@ class Pretrainer:
             return
         results = {"step": self.step, **evaluate(model, self.trials)}
         tqdm.write(f"\nHeld-out speakers after {self.step} steps\n{format_report(results)}\n")
-        values = {name: value for name, value in evaluated(results).items() if value is not None}
+        values = training_figures(results)
         self.accelerator.log({f"eval_{name}": value for name, value in values.items()}, step=self.step)
         self.curve.append(results)
         metric = self.args.best_metric
@@ -282,8 +281,8 @@ class Pretrainer:
             return
         if metric not in values:
             raise SystemExit(f"--best_metric {metric}: the held-out data does not give it, choose another")
-        sign, best = -1 if metric.startswith("eer") else 1, self.best()
-        if best is None or sign * values[metric] > sign * evaluated(best)[metric]:
+        sign, best = 1 if TRAINING_FIGURES[metric] else -1, self.best()  # whether higher is better
+        if best is None or sign * values[metric] > sign * training_figures(best)[metric]:
             self.write_repository(begin_folder(self.folder / "best"), model, "best")
             finish_folder(self.folder / "best")
 
@@ -419,7 +418,7 @@ class Pretrainer:
                 f"{self.training['mutual_information']:.2f} nats, on the last training batches.\n"
             )
         if self.args.best_metric is not None and (best := self.best()) is not None:
-            figure = evaluated(best)[self.args.best_metric]
+            figure = training_figures(best)[self.args.best_metric]
             print(
                 f"Best {self.args.best_metric}: {figure:.3f} after {best['step']} steps, in {self.folder / 'best'}.\n"
             )

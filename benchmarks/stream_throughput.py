@@ -28,6 +28,7 @@ import torch
 
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig
+from csc_hf.data.reservoir import ReservoirConfig
 from csc_hf.data.stream import MixtureStream
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.training.cpu import keep_freed_memory
@@ -75,7 +76,9 @@ def write_speech(folder: Path, seconds: float) -> None:
 
 def resident_memory(folder: str, reservoir_seconds: float, marks: list[int]) -> list[float]:
     """Resident memory in MB of a process that does nothing but stream, after so many rows."""
-    stream = MixtureStream(stream_utterances(folder, **COLUMNS), MixingConfig(), reservoir_seconds=reservoir_seconds)
+    stream = MixtureStream(
+        stream_utterances(folder, **COLUMNS), MixingConfig(), reservoir=ReservoirConfig(reservoir_seconds)
+    )
     batches, memory = iter(stream), []
     for rows in marks:
         while stream.counters()["rows"] < rows:
@@ -98,7 +101,7 @@ def main() -> None:
         f"{name}, {workers} workers": lambda options=options, workers=workers: MixtureStream(
             stream_utterances(args.data, **COLUMNS),
             MixingConfig(**options),
-            reservoir_seconds=600,
+            reservoir=ReservoirConfig(600),
             num_workers=workers,
         )
         for name, options in (("plain", {}), ("augmented", AUGMENTED))

@@ -11,6 +11,9 @@ import numpy as np
 SAMPLING_RATE = 16_000
 """Samples per second of every waveform in the package."""
 
+SILENCE_POWER = 1e-8
+"""Mean square below which audio counts as silent (-80 dB relative to full scale)."""
+
 
 def decode_audio(
     audio: Mapping | str | os.PathLike | bytes | bytearray | memoryview | np.ndarray,
@@ -113,6 +116,11 @@ def resample(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
         ) from error
     samples = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     return functional.resample(samples, rate, sampling_rate).numpy()
+
+
+def power(samples: np.ndarray) -> float:
+    """Mean square."""
+    return float(np.mean(np.square(samples, dtype=np.float64)))
 
 
 def _name(audio) -> str:

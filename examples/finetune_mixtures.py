@@ -28,7 +28,8 @@ from transformers import get_scheduler
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig, MixtureRecipe
-from csc_hf.data.stream import MixtureBatch, MixtureStream
+from csc_hf.data.reservoir import ReservoirConfig
+from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.data.utterances import UtteranceStream, stream_utterances
 from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.trials import build_trials
@@ -176,11 +177,10 @@ def main(argv: list[str] | None = None) -> None:
             reverb_probability=args.reverb_probability,
             recorded_noise_probability=args.recorded_noise_probability,
         ),
-        args.seed,
+        reservoir=ReservoirConfig(args.reservoir_seconds),
         noise=open_noise(args),
-        reservoir_seconds=args.reservoir_seconds,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        seed=args.seed,
+        shard=Shard(accelerator.process_index, accelerator.num_processes),
     )
     num_speeds = NUM_SPEEDS if args.speed_probability else 1
     model = SlotClassifier(pretrained, len(speakers) * num_speeds, args.classification_loss_weight)

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..audio import SAMPLING_RATE, resample
+from ..audio import SAMPLING_RATE, SILENCE_POWER, power, resample
 from .rooms import (
     NUM_POSITIONS,
     NUM_ROOMS,
@@ -26,9 +26,6 @@ from .rooms import (
     reverberate,
     simulate,
 )
-
-SILENCE_POWER = 1e-8
-"""Mean square below which audio counts as silent (-80 dB relative to full scale)."""
 
 NOISE_TILT = (0.0, 2.0)
 """Generated noise has a power that falls as 1 / frequency^t, with t uniform in this range: from white to brown."""
@@ -393,6 +390,17 @@ def rebuild(recipe: MixtureRecipe | Mapping, recordings: Iterable) -> tuple[np.n
     )
 
 
+def count_overlapping_crops(recipes: Iterable[MixtureRecipe]) -> int:
+    """Number of recordings of which two crops in these mixtures overlap."""
+    pieces = defaultdict(list)
+    for recipe, source in ((recipe, source) for recipe in recipes for source in recipe.sources):
+        for piece in source.pieces:
+            pieces[piece.utterance].append((piece.start, piece.start + _recorded_length(piece.length, source.speed)))
+    return sum(
+        any(end > start for (_, end), (start, _) in itertools.pairwise(sorted(parts))) for parts in pieces.values()
+    )
+
+
 @lru_cache
 def _shifts(num_observations: int, num_sources: int) -> tuple[tuple[int, ...], ...]:
     """For each observation, C - 1 cyclic shifts from the target to its interferers.
@@ -552,11 +560,6 @@ def _find(name: str, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _response(room: SimulatedRoom | str, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
     return simulate(room) if isinstance(room, SimulatedRoom) else align_response(_find(room, waveforms), room)
-
-
-def power(samples: np.ndarray) -> float:
-    """Mean square."""
-    return float(np.mean(np.square(samples, dtype=np.float64)))
 
 
 def _gain(reference: np.ndarray, samples: np.ndarray, ratio_db: float) -> np.float32:

@@ -1,38 +1,60 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Single-speaker audio, wherever it lies, as a stream of rows that can be shared out, and read on from any place.
+"""Read single-speaker audio as a stream of rows that can be split between processes and resumed anywhere.
 
 >>> utterances = stream_utterances("path/to/parquet_folder")
->>> utterance = next(iter(utterances))  # id, waveform (T,) at 16 kHz, speaker, source
+>>> utterance = next(iter(utterances))  # id, waveform (samples,) at 16 kHz, speaker, source
 """
 
+import glob
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Audio, ClassLabel, IterableDataset, load_dataset
+from datasets.data_files import get_data_patterns
+from datasets.iterable_dataset import BufferShuffledExamplesIterable
 
 from ..audio import decode_audio
 
+logger = logging.getLogger(__name__)
+
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
-"""What `datasets` reads files with, by how their names end."""
+"""Builders of `datasets`, by file extension."""
+
+NO_LABEL = {"", "nan", "<na>", "none", "null"}
+"""What a missing label looks like once it has been written as text, in lower case."""
+
+FOLDER = "folder:"
+"""Prefix of a column name that stands for a folder of the audio's path, see `stream_utterances`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Utterance:
-    """Audio of one speaker: float32 `waveform` (T,) at 16 kHz; who speaks and where it comes from, if known."""
+    """Audio of one speaker.
+
+    Attributes:
+        id: globally unique.
+        waveform: float32 (samples,) at 16 kHz.
+        speaker: who speaks, None if unknown.
+        source: corpus or channel, None if unknown.
+        start: sample of the recording at which `waveform` begins.
+    """
 
     id: str
     waveform: np.ndarray
     speaker: str | None = None
     source: str | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A row of the data whose `audio` is not decoded yet (what `decode_audio` takes)."""
+    """A row of the data. Its `audio` is not decoded yet; it can be anything that `decode_audio` takes."""
 
     id: str
     audio: Any
@@ -40,8 +62,44 @@ class Row:
     source: str | None = None
 
     def decode(self) -> Utterance:
-        """Decode the audio; ValueError if that cannot be done."""
+        """Decode the audio. Raises ValueError if that fails."""
         return Utterance(self.id, decode_audio(self.audio), self.speaker, self.source)
+
+
+HasId = TypeVar("HasId", Row, Utterance)
+
+
+def label_or_none(value: Any) -> str | None:
+    """A label as text, or None if it is missing.
+
+    Missing are None, NaN, the empty string, blanks, and "nan", "none", "null" or "<NA>" in any case. An integer that
+    was stored as a float, as pandas does beside missing values, is written as an integer: 7.0 becomes "7".
+    """
+    if isinstance(value, float | np.floating) and value.is_integer():
+        value = int(value)
+    label = str(value)
+    return None if label.strip().lower() in NO_LABEL else label
+
+
+def check_unique_ids(rows: Iterable[HasId]) -> Iterator[HasId]:
+    """Pass rows or utterances on and check that no id comes twice.
+
+    Raises:
+        ValueError: two have the same id. The message names both, counted from 1.
+    """
+    seen: dict[str, tuple[int, str | None]] = {}
+    for number, row in enumerate(rows, start=1):
+        if row.id in seen:
+            first, speaker = seen[row.id]
+            raise ValueError(
+                f"rows {first} (speaker {speaker!r}) and {number} (speaker {row.speaker!r}) have the same id "
+                f"{row.id!r}: ids must be unique in all of the data. {REPEATED_ID_REMEDY}"
+            )
+        seen[row.id] = number, row.speaker
+        yield row
+
+
+REPEATED_ID_REMEDY = "Name another id column, or none: the id is then a hash of the audio"
 
 
 def stream_utterances(
@@ -54,40 +112,59 @@ def stream_utterances(
     corpus: str | None = None,
     **load_options,
 ) -> "UtteranceStream":
-    """Open a data set of single-speaker audio for streaming; nothing is downloaded or decoded as a whole.
+    """Open a dataset of single-speaker audio for streaming. Nothing is downloaded or decoded as a whole.
 
-    A column inside another one is named with a dot: the speaker of a WebDataset's `.json` files, say, by
-    `speaker_column="json.speaker"`.
+    Two forms of column names say more than a column:
+
+    - "json.speaker" is the entry "speaker" of the column "json" (a WebDataset's `.json` files, say);
+    - "folder:1" is the name of the folder that holds the audio file, "folder:2" of the folder above it, and so on.
+      For VoxCeleb (`speaker/video/file`) and LibriSpeech (`speaker/chapter/file`), use `speaker_column="folder:2"`.
 
     Args:
         name_or_path: Parquet files or WebDataset tar files (a path or a glob pattern); a folder of either, or of audio
-            files (audiofolder); or the name of a data set on the Hub. Rows should be in random order.
+            files (audiofolder); or the name of a dataset on the Hub. Rows should be in random order.
         split: split to read. Files or a glob pattern are one split, whatever its name.
-        audio_column: column with the audio, in any form that `decode_audio` takes; of a WebDataset the file ending,
-            such as "flac".
-        speaker_column: column with the speaker, None if there is none.
+        audio_column: column with the audio, in any form that `decode_audio` takes. For a WebDataset, the file
+            extension, such as "flac".
+        speaker_column: column with the speaker, None if there is none. Missing values: see `label_or_none`.
         source_column: column with the corpus or channel that the audio comes from, None if there is none.
-        id_column: column with an id that no other row has; of a WebDataset "__key__". None: the id is a hash of the
-            audio's bytes, or its path.
-        corpus: name of the data set, for streams of several: it is put before ids and speakers, so that those of two
-            data sets cannot be confused, and is the source where there is no `source_column`.
+        id_column: column with a globally unique id; for a WebDataset "__key__". With None, and in rows without a
+            value, the id is a hash of the audio's bytes, or its path.
+        corpus: name of the dataset. It is put before ids and speakers, so that several datasets can be read together,
+            and is the source if there is no `source_column`.
         load_options: passed on to `datasets.load_dataset` (`name`, `data_files`, `revision`, `token`, ...).
 
     Raises:
-        ValueError: a column is missing; and what `datasets.load_dataset` raises if there is no such data.
+        ValueError: a column is missing.
+        Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
     path = os.fspath(name_or_path)
     builder = BUILDERS.get(os.path.splitext(path)[1])
     if builder is not None:
-        load_options = {"path": builder, "data_files": {split: path}} | load_options
+        # An existing file is itself, whatever its name. Anything else may be a pattern.
+        files = glob.escape(path) if os.path.isfile(path) else path
+        load_options = {"path": builder, "data_files": {split: files}} | load_options
+    elif os.path.isdir(path) and glob.has_magic(os.path.abspath(path)) and "data_files" not in load_options:
+        load_options = _files_of_folder(os.path.abspath(path)) | load_options
     else:
         load_options = {"path": path} | load_options
     dataset = load_dataset(split=split, streaming=True, **load_options)
     return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
 
 
+def _files_of_folder(folder: str) -> dict[str, Any]:
+    """Arguments of `load_dataset` for a folder whose path it would take for a glob pattern."""
+    escaped = glob.escape(folder)
+    patterns = get_data_patterns(escaped)
+    data_files = {str(split): [f"{escaped}/{name}" for name in names] for split, names in patterns.items()}
+    for extension, builder in BUILDERS.items():
+        if glob.glob(f"{escaped}/**/*{extension}", recursive=True):
+            return {"path": builder, "data_files": data_files}
+    return {"path": "audiofolder", "data_files": data_files}
+
+
 class _UndecodedAudio(Audio):
-    """Passes on what the data holds. `Audio` itself, even undecoded, asks for torchcodec where rows are not Arrow
+    """Passes on what the data holds. Even with `decode=False`, `Audio` needs torchcodec for rows that are not Arrow
     tables (audiofolder, WebDataset)."""
 
     def encode_example(self, value: Any) -> Any:
@@ -116,7 +193,12 @@ class UtteranceStream:
             ("source_column", source_column),
             ("id_column", id_column),
         ):
-            if column is not None and column.split(".")[0] not in columns:
+            if column is None:
+                continue
+            if column.startswith(FOLDER) and argument != "audio_column":
+                if not column.removeprefix(FOLDER).isdigit() or int(column.removeprefix(FOLDER)) < 1:
+                    raise ValueError(f'{argument}={column!r}: write "folder:1" for the folder that holds the file')
+            elif column.split(".")[0] not in columns:
                 remedy = f"set {argument} to one of them" + ("" if argument == "audio_column" else ", or to None")
                 raise ValueError(f"{argument}={column!r}: the data has no such column, but {columns}; {remedy}")
         if dataset.features is not None and isinstance(dataset.features.get(audio_column), Audio):
@@ -127,10 +209,12 @@ class UtteranceStream:
         self.source_column = source_column
         self.id_column = id_column
         self.corpus = corpus
+        self.has_exact_state = not _is_buffer_shuffled(dataset)
+        self._parent_of_labels: str | None = None  # folder of the first audiofolder label that was read
 
     @property
     def num_shards(self) -> int:
-        """Files that the data set consists of, more or less: what can be read independently."""
+        """Parts of the dataset that can be read independently: its files, more or less."""
         return self.dataset.num_shards
 
     def __iter__(self) -> Iterator[Utterance]:
@@ -142,18 +226,18 @@ class UtteranceStream:
     ) -> "Rows":
         """The rows of one epoch, or of one of `num_shares` shares of them, not decoded.
 
-        A share is every `num_shares`-th shard; where there are fewer shards than shares, every `num_shares`-th row of
-        all of them. The order of the shards is a function of the epoch.
+        A share is every `num_shares`-th shard. If there are fewer shards than shares, it is every `num_shares`-th row
+        of all shards. The order of the shards is a function of the epoch.
 
         Args:
-            state: `Rows.state_dict()` of an iterator over the same epoch and share, to go on behind it.
+            state: `Rows.state_dict()` of an iterator over the same epoch and share, to continue from there.
         """
         return Rows(self, epoch, share, num_shares, state)
 
     def row(self, values: Mapping[str, Any]) -> Row:
-        """The row of what `datasets` gives for one."""
+        """Make a row from the values that `datasets` gives."""
         audio = _value(values, self.audio_column)
-        name = _content_id(audio) if self.id_column is None else str(_value(values, self.id_column))
+        name = self._label(values, self.id_column) or _content_id(audio)
         speaker, source = self._label(values, self.speaker_column), self._label(values, self.source_column)
         if self.corpus is not None:
             name = f"{self.corpus}:{name}"
@@ -162,32 +246,68 @@ class UtteranceStream:
         return Row(name, audio, speaker, source)
 
     def _label(self, values: Mapping[str, Any], column: str | None) -> str | None:
-        value = None if column is None else _value(values, column)
+        if column is None:
+            return None
+        if column.startswith(FOLDER):
+            return self._folder(values, int(column.removeprefix(FOLDER)))
+        value = _value(values, column)
         feature = (self.dataset.features or {}).get(column)
-        if isinstance(feature, ClassLabel) and value is not None:  # folders of an audiofolder
-            value = feature.int2str(value)
-        return None if value is None else str(value)
+        if isinstance(feature, ClassLabel) and value is not None:
+            value = None if value < 0 else feature.int2str(value)  # -1 is the missing label of `datasets`
+            if column == self.speaker_column == "label":
+                self._warn_of_sessions(_path(_value(values, self.audio_column)))
+        return label_or_none(value)
+
+    def _folder(self, values: Mapping[str, Any], level: int) -> str:
+        path = _path(_value(values, self.audio_column))
+        folders = PurePath(path).parts[:-1] if path else ()
+        if len(folders) < level:
+            raise ValueError(
+                f"the audio {path!r} has no folder {level} levels above it: the column {FOLDER}{level} needs audio "
+                "files in folders"
+            )
+        return folders[-level]
+
+    def _warn_of_sessions(self, path: str | None) -> None:
+        """Warn once if folders are `speaker/session/file`: `datasets` takes the session for the label."""
+        parent = path and os.path.dirname(os.path.dirname(path))
+        if not parent or self._parent_of_labels == "":
+            return
+        if self._parent_of_labels is None:
+            self._parent_of_labels = parent
+        elif self._parent_of_labels != parent:
+            logger.warning(
+                "the speaker is taken from the innermost folder (column 'label'), but these folders lie in several "
+                "others, such as %r and %r. If the layout is speaker/session/file, as in VoxCeleb and LibriSpeech, "
+                "use the speaker column 'folder:2'.",
+                self._parent_of_labels,
+                parent,
+            )
+            self._parent_of_labels = ""
 
 
 class Rows:
-    """Iterator over rows, with a `state_dict` by which `UtteranceStream.rows` goes on where it stands."""
+    """Iterator over rows whose `state_dict` lets `UtteranceStream.rows` continue from the same place."""
 
     def __init__(
         self, utterances: UtteranceStream, epoch: int, share: int, num_shares: int, state: Mapping[str, Any] | None
     ):
         if not 0 <= share < num_shares:
-            raise ValueError(f"share={share}: must be between 0 and num_shares={num_shares}, exclusively")
+            raise ValueError(f"share={share}: must be at least 0 and below num_shares={num_shares}")
         self._utterances = utterances
         whole_shards = utterances.num_shards >= num_shares
         self._every, self._offset = (1, 0) if whole_shards else (num_shares, share)
-        # `shard` gives a data set of its own, whose epoch and state no other reader shares.
+        # `shard` returns a new dataset: no other reader shares its epoch and state.
         self._dataset = utterances.dataset.shard(*((num_shares, share) if whole_shards else (1, 0)), contiguous=False)
         self._dataset.set_epoch(epoch)
         self._dataset.load_state_dict(state and state["dataset"])
         self._state = state
-        self._number = state["number"] if state else 0  # rows read, those of other shares among them
-        # Plain iteration would divide the data set once more, among the workers of a DataLoader.
+        self._number = state["number"] if state else 0  # rows read, including those of other shares
+        # Plain iteration would split the dataset once more, between the workers of a DataLoader.
         self._batches = self._dataset.iter(batch_size=1)
+        if state and state["dataset"] is None:
+            for _ in range(self._number):
+                next(self._batches)
 
     def __iter__(self) -> "Rows":
         return self
@@ -195,30 +315,53 @@ class Rows:
     def __next__(self) -> Row:
         while True:
             values = {column: value[0] for column, value in next(self._batches).items()}
-            self._state = None  # behind the one that it began with
+            self._state = None  # no longer where it began
             self._number += 1
             if (self._number - 1) % self._every == self._offset:
                 return self._utterances.row(values)
 
     def state_dict(self) -> Mapping[str, Any] | None:
-        """Plain numbers and strings; None at the beginning."""
+        """Plain numbers and strings. None at the beginning."""
         if self._state is not None or self._number == 0:
             return self._state
-        return {"dataset": self._dataset.state_dict(), "number": self._number}
+        exact = self._utterances.has_exact_state
+        return {"dataset": self._dataset.state_dict() if exact else None, "number": self._number}
+
+
+def _is_buffer_shuffled(dataset: IterableDataset) -> bool:
+    """Whether `IterableDataset.shuffle` was called. The state of such a dataset lacks what is in the shuffle buffer, so
+    its rows are read again from the beginning of the epoch instead. `datasets` does not tell in public."""
+    nodes = [getattr(dataset, "_ex_iterable", None)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, BufferShuffledExamplesIterable):
+            return True
+        nodes += [getattr(node, "ex_iterable", None)] if hasattr(node, "ex_iterable") else []
+        nodes += getattr(node, "ex_iterables", [])
+    return False
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, of which dots name parts; None where it, or what holds it, is missing."""
+    """The value of a column whose name may have dots; None where it is missing."""
+    value: Any = values
     for name in column.split("."):
-        values = None if values is None else values.get(name)
-    return values
+        value = None if value is None else value.get(name)
+    return value
+
+
+def _path(audio: Any) -> str | None:
+    """The path of an undecoded audio value, if it has one."""
+    path = audio.get("path") if isinstance(audio, Mapping) else audio
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
 
 
 def _content_id(audio: Any) -> str:
-    """An id for audio that has none: its path, or a hash of its bytes or samples."""
+    """An id for audio without one: its path, or a hash of its bytes or samples."""
     if isinstance(audio, Mapping):
         audio = next((audio[key] for key in ("bytes", "path", "array") if audio.get(key) is not None), b"")
     if isinstance(audio, str):
         return audio
+    if not isinstance(audio, bytes | np.ndarray | list):  # already decoded by `datasets`
+        audio = decode_audio(audio)
     content = audio if isinstance(audio, bytes) else np.asarray(audio).tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -193,8 +193,9 @@ def parse_pretraining_arguments(
         description: first part of the help.
         demo: YAML file to read where the command line has neither `--config` nor `--train_data`.
     """
+    groups: Any = [DataArguments, OptimizationArguments, RunArguments]
     parser = HfArgumentParser(
-        [DataArguments, OptimizationArguments, RunArguments],
+        groups,
         usage="%(prog)s [options]",
         description=description,
         formatter_class=HelpFormatter,
@@ -213,19 +214,20 @@ def parse_pretraining_arguments(
     add_config_options(parser.add_argument_group("mixing"), MixingConfig, "mixing.", leave_out=SET_ELSEWHERE)
 
     given = vars(parser.parse_known_args(argv)[0])
-    config = given["config"] or (demo if given["train_data"] is None else None)
+    config = given["config"]
+    if config is None and given["train_data"] is None and demo is not None:
+        config = os.path.relpath(demo)
     sections: dict[str, dict[str, Any]] = {"model": {}, "mixing": {}}
     if config is not None:
-        config = os.path.relpath(config) if config is demo else config
         options = _read_yaml(parser, config, nested)
         sections = {name: options.pop(name) for name in sections}
         parser.set_defaults(**options, config=config)
-    namespace = vars(parser.parse_args(argv))
+    namespace: dict[str, Any] = vars(parser.parse_args(argv))
     for name in [name for name in namespace if "." in name]:
         section, key = name.split(".")
         sections[section][key] = namespace.pop(name)
     try:
-        return PretrainingArguments(**namespace, **sections)
+        return PretrainingArguments(**namespace | sections)
     except ValueError as error:
         parser.error(str(error))
 
@@ -319,9 +321,10 @@ def _check_value(
         return
     if action.choices is not None and value not in action.choices:
         parser.error(f"{given}: choose from {', '.join(map(str, action.choices))}")
-    kinds: dict[Any, tuple[type, ...]] = {int: (int, str), float: (int, float, str), string_to_bool: (bool,)}
-    expected = kinds.get(action.type, (str,) if not action.dest.endswith("_data") else (str, dict))
+    if action.type is float and isinstance(value, str):
+        return  # YAML reads 1e-3 as text; argparse makes a number of it
+    kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), string_to_bool: (bool,)}
+    expected = kinds.get(action.type, (str, dict) if action.dest.endswith("_data") else (str,))
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        parser.error(
-            f"{given}: must be {' or '.join(kind.__name__ for kind in expected if kind is not str) or 'text'}"
-        )
+        names = {str: "text", dict: "a mapping", int: "an integer", float: "a number", bool: "true or false"}
+        parser.error(f"{given}: must be {' or '.join(names[kind] for kind in expected[:1])}")

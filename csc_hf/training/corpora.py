@@ -1,14 +1,17 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Open the data sets that the options name: speech to train and to evaluate on, noise, impulse responses."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from datasets import get_dataset_split_names
 
+from ..audio import SAMPLING_RATE
 from ..data.mixing import MixingConfig
-from ..data.stream import MixtureStream, read_impulse_responses
-from ..data.utterances import UtteranceStream, stream_utterances
+from ..data.reservoir import ReservoirConfig, skip_unusable
+from ..data.stream import MixtureStream, Shard, read_impulse_responses
+from ..data.utterances import Utterance, UtteranceStream, stream_utterances
 from .arguments import FILE_ENDINGS, PretrainingArguments
 
 UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id_column": None}
@@ -44,10 +47,9 @@ def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, 
     for column in ("audio_column", "speaker_column", "source_column", "id_column"):
         settings[column] = getattr(args, f"{column}_name")
     settings |= described | options
+    settings = {name: None if value == "none" else value for name, value in settings.items()}
     try:
-        return stream_utterances(
-            path, **{name: None if value == "none" else value for name, value in settings.items()}
-        )
+        return stream_utterances(path, **settings)
     except ValueError as error:
         raise SystemExit(f"{path}: {error} (here --..._column_name, --..._split)") from error
 
@@ -63,12 +65,20 @@ def open_held_out(args: PretrainingArguments) -> UtteranceStream:
     return open_data(args, data, split)
 
 
-def open_mixtures(args: PretrainingArguments, num_sources: int, rank: int, world_size: int) -> MixtureStream:
+def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]:
+    """The utterances of speakers to verify, of any length. Rows that cannot be used are skipped, counted and named."""
+    rows = itertools.chain.from_iterable(stream.rows() for stream in streams)
+    return skip_unusable(rows, ReservoirConfig(min_seconds=1 / SAMPLING_RATE), needs_speaker=True)
+
+
+def open_mixtures(args: PretrainingArguments, num_sources: int, shard: Shard) -> MixtureStream:
     """The stream of training batches of one process."""
     mixing = MixingConfig(num_identities=args.per_device_train_batch_size, num_sources=num_sources, **args.mixing)
     # Labels that are not used are not asked for.
     unused: dict[str, Any] = {} if mixing.supervision == "speaker" else {"speaker_column": None}
-    corpora = args.train_data if isinstance(args.train_data, dict) else {None: {"path": args.train_data}}
+    corpora: dict[str | None, Any] = {None: {"path": args.train_data}}
+    if isinstance(args.train_data, dict):
+        corpora = {**args.train_data}
     speech = [open_data(args, corpus, args.train_split, corpus=name, **unused) for name, corpus in corpora.items()]
     noise, responses = None, None
     if args.noise_data:
@@ -79,15 +89,11 @@ def open_mixtures(args: PretrainingArguments, num_sources: int, rank: int, world
     return MixtureStream(
         speech,
         mixing,
-        seed=args.seed,
+        reservoir=ReservoirConfig(args.reservoir_seconds, args.min_seconds, args.max_seconds, args.max_skipped),
         probabilities=[corpus.get("probability", 1.0) for corpus in corpora.values()],
         noise=noise,
         impulse_responses=responses,
-        reservoir_seconds=args.reservoir_seconds,
-        min_seconds=args.min_seconds,
-        max_seconds=args.max_seconds,
-        max_skipped=args.max_skipped,
-        rank=rank,
-        world_size=world_size,
+        seed=args.seed,
+        shard=shard,
         num_workers=args.num_workers,
     )

@@ -128,13 +128,15 @@ class BackgroundPush:
         Returns:
             Why the last push failed (it is logged too), or None. A failure is told once.
         """
-        error, self._error = self._error, None
+        error: Exception | None = self._error
+        self._error = None
         if self._process is not None:
             left = self._left()
             with self._process as process:
                 try:
                     if process.wait(left if timeout is None else min(timeout, left)):
-                        error = RuntimeError(process.stdout.read().strip() or f"exit status {process.returncode}")
+                        printed = process.stdout.read() if process.stdout else ""
+                        error = RuntimeError(printed.strip() or f"exit status {process.returncode}")
                 except subprocess.TimeoutExpired:
                     process.kill()
                     error = TimeoutError(f"not done after {time.monotonic() - self._started:.1f} s, so it was stopped")
@@ -151,7 +153,7 @@ class BackgroundPush:
                 if path.is_file():  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
                     shutil.copy(path, self._files)
             # -P: the program's folder stays off the import path. Its modules' names are not unique.
-            command = [sys.executable, "-P", UPLOAD_PROGRAM, self.repo_id, self._files, message]
+            command = [sys.executable, "-P", str(UPLOAD_PROGRAM), self.repo_id, self._files, message]
             self._process = subprocess.Popen(
                 [*command, str(self.answer_timeout), str(self.first_wait)],
                 env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},  # they would tear the training's

@@ -86,9 +86,9 @@ class Meter:
         sources: np.ndarray = self.batch["source_values"].float().cpu().numpy()
         mixtures: np.ndarray = self.batch["input_values"].float().cpu().numpy()
         values = collapse_signs(self.embeddings.float().cpu().numpy(), self.batch["speaker_ids"].cpu().numpy())
-        present = sources.any(axis=-1)
-        overlapped = np.flatnonzero(present.sum(axis=1) > 1)
-        if len(overlapped):
+        present: np.ndarray = sources.any(axis=-1)
+        overlapped = np.flatnonzero(present.sum(axis=1) > 1).tolist()
+        if overlapped:
             estimates = self.estimates.float().cpu().numpy()
             improvements = [
                 si_sdr_improvement(estimates[i], sources[i, present[i]], mixtures[i]).mean() for i in overlapped

@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
@@ -24,7 +24,7 @@ from transformers import get_scheduler
 
 from ..audio import SAMPLING_RATE
 from ..configuration_csc import CSCConfig
-from ..data.stream import MixtureBatch
+from ..data.stream import MixtureBatch, Shard
 from ..evaluation.reports import format_report
 from ..evaluation.trials import build_trials
 from ..evaluation.verification import TRAINING_FIGURES, evaluate, training_figures
@@ -41,7 +41,7 @@ from .checkpoints import (
     sync_folder,
 )
 from .collapse import CollapsedError, CollapseGuard
-from .corpora import open_held_out, open_mixtures
+from .corpora import open_held_out, open_mixtures, usable_utterances
 from .distributed import create_accelerator
 from .hub import BackgroundPush, save_repository
 from .meter import Meter
@@ -82,9 +82,8 @@ class Pretrainer:
         self.feature_extractor = CSCFeatureExtractor(
             sampling_rate=self.config.sampling_rate, min_samples=self.config.segment_samples
         )
-        self.stream = open_mixtures(
-            args, self.config.num_sources, self.accelerator.process_index, self.accelerator.num_processes
-        )
+        shard = Shard(self.accelerator.process_index, self.accelerator.num_processes)
+        self.stream = open_mixtures(args, self.config.num_sources, shard)
         self._build_model_and_optimizer()
 
         set_seed(args.seed, device_specific=True)  # the same weights in every process, but not the same dropout
@@ -129,7 +128,7 @@ class Pretrainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.args.eval_split != "none":
             self.trials = build_trials(
-                open_held_out(self.args),
+                usable_utterances([open_held_out(self.args)]),
                 seed=self.args.seed,
                 seconds=self.args.eval_seconds,
                 recordings_per_speaker=self.args.eval_recordings,
@@ -253,7 +252,7 @@ class Pretrainer:
         Where FSDP shards the weights, every process has to call this, and only the main process gets the model.
         """
         if self.ema is not None:
-            return self.ema.module
+            return cast(CSCForPreTraining, self.ema.module)
         if not self.is_sharded:
             return self.accelerator.unwrap_model(self.model)
         weights = self.accelerator.get_state_dict(self.model)
@@ -300,8 +299,9 @@ class Pretrainer:
         arguments = dataclasses.asdict(self.args)
         return {"command": command, "arguments": arguments, "training": self.training, "curve": self.curve}
 
-    def write_repository(self, folder: Path, model: CSCForPreTraining, name: str) -> None:
+    def write_repository(self, folder: Path, model: CSCForPreTraining | None, name: str) -> None:
         """Write a Hub repository into `folder`. Its card loads the model by `name`, or from where it is pushed to."""
+        assert model is not None, "only the main process has the whole model"
         settings = f"`{self.results()['command']}`, step {self.step}, seed {self.args.seed}."
         first_and_last = self.curve[:1] + self.curve[1:][-1:]
         reports = [

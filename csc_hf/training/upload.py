@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Uploads a folder to a Hub repository: the program that `csc_hf.training.hub.BackgroundPush` runs beside the training.
+"""Uploads a folder to a Hub repository: the program that `BackgroundPush` in hub.py runs beside the training.
 
 `huggingface_hub` retries most of its requests a few times by itself, but not all of them (creating a commit is one
 that it may not), and it may wait for an answer for ever. So a whole upload is tried several times here, and every wait
@@ -78,6 +78,6 @@ def _retry_after(error: BaseException) -> float:
 
 if __name__ == "__main__":
     try:
-        upload(*sys.argv[1:4], *map(float, sys.argv[4:6]))
+        upload(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]), float(sys.argv[5]))
     finally:
         shutil.rmtree(sys.argv[2])

@@ -39,7 +39,7 @@ SLOT_KINDS = ("empty slot", "other identity", "same identity")
 
 
 def log_examples(
-    accelerator: Accelerator, step: int, model: CSCForPreTraining, batch: Mapping[str, torch.Tensor]
+    accelerator: Accelerator, step: int, model: CSCForPreTraining | None, batch: Mapping[str, torch.Tensor]
 ) -> None:
     """Log audio, spectrograms and cross-attention of the two mixtures of a batch in which most speakers speak.
 
@@ -61,12 +61,13 @@ def log_examples(
         batch: `input_values` (B, T), `attention_mask` (B, T), `source_values` (B, C, T) and `speaker_ids` (B, C), as
             `CSCForPreTraining.forward` takes them, on any device.
     """
-    if not accelerator.is_main_process:
+    if not accelerator.is_main_process or model is None:
         return
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     num_speakers = (batch["source_values"] != 0).any(-1).sum(-1)
     chosen = num_speakers.argsort(descending=True, stable=True)[:NUM_EXAMPLES].tolist()
-    audio, images = {}, {}
+    audio: dict[str, torch.Tensor] = {}
+    images: dict[str, np.ndarray] = {}
     training = model.training
     model.eval()
     for number, mixture in enumerate(chosen, start=1):
@@ -164,7 +165,7 @@ def spectrogram_figure(
     cells = [grid[:, 0], *(grid[row, 1 + column] for row in range(2) for column in range(num_sources))]
     for cell, title, spectrum in zip(cells, titles, spectra, strict=True):
         axes = figure.add_subplot(cell, title=title, xlabel="time (s)", ylabel="frequency (kHz)")
-        axes.title.set_size("medium")
+        axes.title.set_fontsize("medium")
         image = axes.imshow(
             spectrum.numpy(),
             cmap="magma",

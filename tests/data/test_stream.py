@@ -1,5 +1,6 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -13,7 +14,8 @@ from speech import encode, make_mixed_rows, make_rows, write
 
 import csc_hf.data.utterances
 from csc_hf.data.mixing import MixingConfig, rebuild
-from csc_hf.data.stream import MixtureStream, read_impulse_responses
+from csc_hf.data.reservoir import ReservoirConfig
+from csc_hf.data.stream import MixtureStream, Shard, read_impulse_responses
 from csc_hf.data.utterances import stream_utterances
 
 CONFIG = MixingConfig(num_identities=5, seconds=0.1)
@@ -35,8 +37,17 @@ def rows_read(monkeypatch):
 
 
 def make_stream(folder, config=CONFIG, columns=None, **options):
-    options = {"reservoir_seconds": 4.0, "rows_per_group": 7, "min_seconds": 0.1, "max_seconds": 0.3} | options
-    return MixtureStream(stream_utterances(folder, **(columns or {})), config, **options)
+    utterances = stream_utterances(folder, **(columns or {}))
+    return MixtureStream(utterances, config, **stream_options(options))
+
+
+def stream_options(options):
+    """Arguments of MixtureStream from one flat mapping, with defaults for small data."""
+    options = {"seconds": 4.0, "min_seconds": 0.1, "max_seconds": 0.3, "rows_per_group": 7} | options
+    for dataclass, name in ((ReservoirConfig, "reservoir"), (Shard, "shard")):
+        fields = [field.name for field in dataclasses.fields(dataclass) if field.name in options]
+        options[name] = dataclass(**{field: options.pop(field) for field in fields})
+    return options
 
 
 def reservoir(stream):
@@ -141,7 +152,7 @@ def test_the_reservoir_is_bounded_and_moves_on(corpus, decoded_ids):
 
 
 def test_a_row_that_is_held_is_not_decoded_again(corpus, decoded_ids):
-    stream = make_stream(corpus, reservoir_seconds=100, max_seconds=1.0)
+    stream = make_stream(corpus, seconds=100, max_seconds=1.0)
     take(stream, 30)
     assert stream.counters()["epoch"] == 4
     good = [name for name in decoded_ids if name.startswith("utt")]
@@ -165,38 +176,40 @@ def test_of_a_long_recording_another_part_is_held_in_every_epoch(tmp_path):
     rows = make_rows(6)
     for row in rows:
         row["audio"]["bytes"] = encode(np.linspace(0.1, 0.9, 16000))
-    stream = make_stream(write(tmp_path, rows), reservoir_seconds=100)
+    stream = make_stream(write(tmp_path, rows), seconds=100)
     parts = {name: set() for name in (row["id"] for row in rows)}
     for _ in itertools.islice(stream, 12):
         assert reservoir(stream).num_held_samples == 6 * 4800
         for name, held in reservoir(stream).held.items():
-            parts[name].add(held.start)
+            parts[name].add(held.utterance.start)
     assert stream.counters()["epoch"] > 8 and all(len(starts) > 8 for starts in parts.values())
-    assert_resumes(lambda: make_stream(tmp_path, reservoir_seconds=100), 5)
+    assert_resumes(lambda: make_stream(tmp_path, seconds=100), 5)
 
 
 def test_rows_with_the_same_id_are_told(tmp_path):
-    """Keys that begin anew in every tar file, say, and rows without one."""
+    """Keys that start again in every tar file, for example. Rows without an id get a hash."""
     rows = make_rows(60)
     for number, row in enumerate(rows):
         row["id"] = f"row-{number % 20}" if number < 50 else None
     write(tmp_path, rows)
-    stream = make_stream(tmp_path, reservoir_seconds=100.0, max_skipped=0.9)
+    stream = make_stream(tmp_path, seconds=100.0, max_skipped=0.9)
     take(stream, 1)
-    assert stream.counters()["skipped/the id of another row"] == 60 - 21
-    with pytest.raises(ValueError, match="39 of 60 rows.*'row-0': the id of another row"):
-        take(make_stream(tmp_path, reservoir_seconds=100.0), 1)
+    assert stream.counters()["skipped/the id of another row"] == 30
+    with pytest.raises(
+        ValueError, match=r"30 of 60 rows.*'row-0': the id of another row \(rows 1 and 21 .*another id"
+    ):
+        take(make_stream(tmp_path, seconds=100.0, max_skipped=0.4), 1)
 
 
 def test_unusable_rows_are_skipped_counted_and_told_once(corpus, caplog):
     with caplog.at_level(logging.WARNING, logger="csc_hf.data.utterances"):
-        stream = make_stream(corpus, reservoir_seconds=100)
+        stream = make_stream(corpus, seconds=100)
         take(stream, 1)
-    assert reservoir(stream).skipped == {"not decodable": 4, "silent": 1, "too short": 1}
+    assert reservoir(stream).skipped.counts == {"not decodable": 4, "silent": 1, "too short": 1}
     assert len(caplog.records) == 3
     assert "'bad-2': too short (0.03 s)" in caplog.text
     take(stream, 60)  # bad rows come back in every epoch, but the share is that of the first rows
-    assert reservoir(stream).skipped["not decodable"] > 20
+    assert reservoir(stream).skipped.counts["not decodable"] > 20
 
 
 def test_not_finite_audio_is_skipped(tmp_path):
@@ -208,7 +221,7 @@ def test_not_finite_audio_is_skipped(tmp_path):
     rows[0]["audio"]["bytes"] = file.getvalue()
     stream = make_stream(write(tmp_path, rows))
     take(stream, 1)
-    assert reservoir(stream).skipped == {"not finite": 1}
+    assert reservoir(stream).skipped.counts == {"not finite": 1}
 
 
 @pytest.mark.parametrize("usable", [9, 150])
@@ -220,7 +233,7 @@ def test_mostly_unusable_rows_stop_the_stream(tmp_path, usable):
             row["audio"]["bytes"] = b"not audio"
     message = r"10 of 19 rows" if usable == 9 else r"95 of 100 rows"
     with pytest.raises(ValueError, match=message + ".*'not decodable'.*'bad-0': not decodable .*soundfile"):
-        next(iter(make_stream(write(tmp_path, rows), reservoir_seconds=100)))
+        next(iter(make_stream(write(tmp_path, rows), seconds=100)))
 
 
 def test_data_that_goes_bad_later_stops_the_stream(tmp_path):
@@ -230,9 +243,9 @@ def test_data_that_goes_bad_later_stops_the_stream(tmp_path):
         if int(row["id"][4:]) % 3 == 0:
             row["audio"]["bytes"] = b"not audio"
     write(tmp_path, rows)
-    take(make_stream(tmp_path, reservoir_seconds=2.0, rows_per_group=50), 18)
+    take(make_stream(tmp_path, seconds=2.0, rows_per_group=50), 18)
     with pytest.raises(ValueError, match="33 of 100 rows, up to row 600.*'utt-501'.*max_skipped"):
-        take(make_stream(tmp_path, reservoir_seconds=2.0, rows_per_group=50, max_skipped=0.3), 18)
+        take(make_stream(tmp_path, seconds=2.0, rows_per_group=50, max_skipped=0.3), 18)
 
 
 def test_too_few_identities_are_told(tmp_path):
@@ -255,7 +268,7 @@ def test_speaker_supervision_needs_speakers(tmp_path):
     folder = write(tmp_path, rows)
     stream = make_stream(folder, config)
     take(stream, 1)
-    assert reservoir(stream).skipped == {"no speaker": 1}
+    assert reservoir(stream).skipped.counts == {"no speaker": 1}
     with pytest.raises(ValueError, match="needs speaker_column"):
         make_stream(folder, config, columns={"speaker_column": None})
     take(make_stream(folder, columns={"speaker_column": None, "source_column": None}), 1)
@@ -269,7 +282,7 @@ def test_speaker_supervision_needs_speakers(tmp_path):
         ({"rows_per_group": 0}, "rows_per_group=0"),
         ({"max_skipped": 2.0}, "max_skipped=2"),
         ({"min_seconds": 0.4}, "min_seconds=0.4"),
-        ({"reservoir_seconds": 1.0, "num_workers": 4}, "0.25 seconds to hold in each worker"),
+        ({"seconds": 1.0, "num_workers": 4}, "0.25 seconds to hold in each worker"),
     ],
 )
 def test_bad_settings_are_named(corpus, wrong, named):
@@ -280,11 +293,11 @@ def test_bad_settings_are_named(corpus, wrong, named):
 # --- resume, several processes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("supervision", "reservoir_seconds"), [("utterance", 4.0), ("speaker", 100.0)])
-def test_interrupted_equals_uninterrupted(corpus, supervision, reservoir_seconds):
+@pytest.mark.parametrize(("supervision", "seconds"), [("utterance", 4.0), ("speaker", 100.0)])
+def test_interrupted_equals_uninterrupted(corpus, supervision, seconds):
     """Saved after every one of 14 groups: over the ends of epochs, with rows leaving or all held."""
     config = MixingConfig(num_identities=5, seconds=0.1, supervision=supervision)
-    assert_resumes(lambda: make_stream(corpus, config, reservoir_seconds=reservoir_seconds, rows_per_group=11), 14)
+    assert_resumes(lambda: make_stream(corpus, config, seconds=seconds, rows_per_group=11), 14)
 
 
 def place(state):
@@ -345,12 +358,7 @@ def test_interrupted_equals_uninterrupted_of_many_parts(corpus, tmp_path):
             probabilities=[0.3, 0.7],
             noise=noise,
             noise_seconds=1.0,
-            reservoir_seconds=3.0,
-            rows_per_group=9,
-            min_seconds=0.1,
-            max_seconds=0.3,
-            rank=1,
-            world_size=2,
+            **stream_options({"seconds": 3.0, "rows_per_group": 9, "rank": 1, "world_size": 2}),
         )
 
     assert_resumes(make, 14)
@@ -358,12 +366,12 @@ def test_interrupted_equals_uninterrupted_of_many_parts(corpus, tmp_path):
 
 def test_resuming_reads_little(tmp_path, rows_read):
     """Not the data from its beginning on, as it would be far behind in a large data set."""
-    stream = make_stream(write(tmp_path, make_rows(700)), reservoir_seconds=2.0)
+    stream = make_stream(write(tmp_path, make_rows(700)), seconds=2.0)
     take(stream, 80)
     state = stream.state_dict()
     assert state["shares"][0]["speech"]["num_rows"] > 500
     rows_read.clear()
-    resumed = make_stream(tmp_path, reservoir_seconds=2.0)
+    resumed = make_stream(tmp_path, seconds=2.0)
     resumed.load_state_dict(state)
     assert len(rows_read) < 64 + 2 * len(state["shares"][0]["speech"]["held"])
     assert len(json.dumps(state)) < 4000
@@ -403,7 +411,7 @@ def test_workers_leave_the_random_numbers_of_the_training_alone(corpus):
 
 
 def test_workers_hold_a_part_of_the_reservoir_each(corpus):
-    stream = make_stream(corpus, num_workers=2, reservoir_seconds=4.0)
+    stream = make_stream(corpus, num_workers=2, seconds=4.0)
     take(stream, 4)
     lengths = {u.id: len(u.waveform) for u in usable(corpus)}
     for share in stream.state_dict()["shares"]:
@@ -417,7 +425,7 @@ def usable(folder):
 
 
 def test_workers_share_the_data_and_number_the_steps(corpus):
-    streams = [make_stream(corpus, num_workers=2, rank=r, world_size=2, reservoir_seconds=100.0) for r in (0, 1)]
+    streams = [make_stream(corpus, num_workers=2, rank=r, world_size=2, seconds=100.0) for r in (0, 1)]
     batches = [take(stream, 4) for stream in streams]
     for step in range(4):
         for rank in (0, 1):
@@ -434,7 +442,7 @@ def test_workers_share_the_data_and_number_the_steps(corpus):
 def test_processes_draw_the_same_kinds(corpus):
     """So that the contrast over the groups of a step is not won by counting speakers."""
     config = MixingConfig(num_identities=5, seconds=0.1, single_speaker_probability=0.5)
-    streams = [make_stream(corpus, config, rank=rank, world_size=3, reservoir_seconds=100.0) for rank in range(3)]
+    streams = [make_stream(corpus, config, rank=rank, world_size=3, seconds=100.0) for rank in range(3)]
     kinds = [[(batch["speaker_ids"] >= 0).sum(1).tolist() for batch in take(stream, 8)] for stream in streams]
     assert kinds[0] == kinds[1] == kinds[2]
     assert len({tuple(kind) for kind in kinds[0]}) > 1
@@ -481,7 +489,7 @@ def test_a_state_that_does_not_fit_is_refused(corpus, tmp_path):
 def test_another_number_of_processes_reads_each_row_once(tmp_path, shards, now):
     """With 5 shards, of the two former processes one is an epoch ahead."""
     folder = write(tmp_path, make_rows(120), shards)
-    former = [make_stream(folder, rank=rank, world_size=2, reservoir_seconds=2.0) for rank in (0, 1)]
+    former = [make_stream(folder, rank=rank, world_size=2, seconds=2.0) for rank in (0, 1)]
     for stream in former:
         take(stream, 9)
     states = [stream.state_dict() for stream in former]
@@ -541,9 +549,7 @@ def test_a_stream_that_took_over_trains_on_and_resumes(corpus):
 @pytest.mark.parametrize("world_size", [3, 2])
 def test_processes_share_the_data_and_not_the_draws(corpus, world_size):
     """3 shards: one for each of 3 processes, two and one for 2."""
-    streams = [
-        make_stream(corpus, rank=rank, world_size=world_size, reservoir_seconds=100) for rank in range(world_size)
-    ]
+    streams = [make_stream(corpus, rank=rank, world_size=world_size, seconds=100) for rank in range(world_size)]
     batches = [take(stream, 12) for stream in streams]
     held = [set(reservoir(stream).held) for stream in streams]
     assert sum(map(len, held)) == len(set.union(*held)) == 60
@@ -579,10 +585,7 @@ def test_rows_come_from_data_sets_by_their_probabilities(tmp_path):
         streams,
         config,
         probabilities=[3, 1],
-        reservoir_seconds=15.0,
-        rows_per_group=20,
-        min_seconds=0.1,
-        max_seconds=1,
+        **stream_options({"seconds": 15.0, "max_seconds": 1.0, "rows_per_group": 20}),
     )
     batches = take(stream, 30)
     held = reservoir(stream).held.values()
@@ -590,7 +593,7 @@ def test_rows_come_from_data_sets_by_their_probabilities(tmp_path):
     assert {h.utterance.speaker[:9] for h in held} == {"a:speaker", "b:speaker"}
     readers = reservoir(stream)._readers
     read = [reader.number * size + reader.row for reader, size in zip(readers, (200, 100), strict=True)]
-    assert sum(read) == reservoir(stream).num_rows and 0.68 < read[0] / sum(read) < 0.82
+    assert sum(read) == reservoir(stream).skipped.num_rows and 0.68 < read[0] / sum(read) < 0.82
     sources = [{piece.utterance[0] for r in b.recipes for s in r.sources for piece in s.pieces} for b in batches]
     assert all(len(source) == 1 for source in sources) and set.union(*sources) == {"a", "b"}
     with pytest.raises(ValueError, match="corpus names"):
@@ -623,10 +626,8 @@ def test_any_mixture_can_be_rebuilt_from_its_recipe_alone(tmp_path):
         config,
         noise=noise,
         impulse_responses=responses,
-        reservoir_seconds=2.0,
-        min_seconds=0.1,
-        max_seconds=0.3,
         noise_seconds=2,
+        **stream_options({"seconds": 2.0}),
     )
     take(stream, 2)
     batch = next(iter(stream))
@@ -655,7 +656,7 @@ def test_recorded_noise_moves_on(corpus, tmp_path):
         with pytest.raises(ValueError, match="no recorded noise is given"):
             change()
     two = [stream_utterances(corpus, corpus=name) for name in "ab"]
-    with pytest.raises(ValueError, match="2 data sets of speech: the state was saved with 1"):
+    with pytest.raises(ValueError, match="2 datasets of speech: the state was saved with 1"):
         MixtureStream(two, config).take_over([state])
 
 

@@ -21,10 +21,14 @@ UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id
 class ColumnArguments(Protocol):
     """Options that name columns; "none" or None where there is no such column."""
 
-    audio_column_name: str
-    speaker_column_name: str
-    source_column_name: str
-    id_column_name: str
+    @property
+    def audio_column_name(self) -> str: ...
+    @property
+    def speaker_column_name(self) -> str: ...
+    @property
+    def source_column_name(self) -> str | None: ...
+    @property
+    def id_column_name(self) -> str: ...
 
 
 def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, **options: Any) -> UtteranceStream:

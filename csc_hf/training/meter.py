@@ -86,7 +86,7 @@ class Meter:
         sources: np.ndarray = self.batch["source_values"].float().cpu().numpy()
         mixtures: np.ndarray = self.batch["input_values"].float().cpu().numpy()
         values = collapse_signs(self.embeddings.float().cpu().numpy(), self.batch["speaker_ids"].cpu().numpy())
-        present: np.ndarray = sources.any(axis=-1)
+        present = np.any(sources, axis=-1)
         overlapped = np.flatnonzero(present.sum(axis=1) > 1).tolist()
         if overlapped:
             estimates = self.estimates.float().cpu().numpy()

@@ -74,7 +74,8 @@ def open_table(path: str, split: str, audio_column: str, label_column: str) -> t
         )
         table = table.select(kept)
     table = table.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
-    return table.rename_column(audio_column, "audio"), [label for label in labels if label is not None]
+    table = table if audio_column == "audio" else table.rename_column(audio_column, "audio")
+    return table, [label for label in labels if label is not None]
 
 
 def load_tables(args: Arguments) -> tuple[Table, Table]:
@@ -105,11 +106,11 @@ class Recordings(Dataset):
     One that cannot be used is skipped, counted and named, and the next one takes its place.
     """
 
-    def __init__(self, table: Table, seconds: float, at_random: bool):
+    def __init__(self, table: Table, seconds: float, at_random: bool, skipped: SkippedRows | None = None):
         self.table = table
-        self.num_samples = round(seconds * SAMPLING_RATE)
+        self.seconds = seconds
         self.at_random = at_random
-        self.skipped = SkippedRows(ANY_LENGTH.max_skipped)
+        self.skipped = skipped or SkippedRows(ANY_LENGTH.max_skipped)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -130,17 +131,15 @@ class Recordings(Dataset):
     def __getitem__(self, number: int) -> dict:
         while (waveform := self.decode(number)) is None:
             number = (number + 1) % len(self)
-        start = 0
+        start, num_samples = 0, round(self.seconds * SAMPLING_RATE)
         if self.at_random:
-            start = int(torch.randint(max(len(waveform) - self.num_samples, 0) + 1, ()))
-        return {"waveform": waveform[start : start + self.num_samples], "labels": self.table[number]["labels"]}
+            start = int(torch.randint(max(len(waveform) - num_samples, 0) + 1, ()))
+        return {"waveform": waveform[start : start + num_samples], "labels": self.table[number]["labels"]}
 
     def usable(self) -> "Recordings":
         """Without those that cannot be used."""
         usable = [number for number in range(len(self)) if self.decode(number) is not None]
-        recordings = Recordings(self.table.select(usable), 0.0, self.at_random)
-        recordings.num_samples, recordings.skipped = self.num_samples, self.skipped
-        return recordings
+        return Recordings(self.table.select(usable), self.seconds, self.at_random, self.skipped)
 
 
 def accuracy(predictions: EvalPrediction) -> dict[str, float]:

@@ -121,7 +121,7 @@ def annotation(active: np.ndarray, rate: float, start: float = 0.0) -> Annotatio
 
 @torch.inference_mode()
 def diarize(model: CSCForAudioFrameClassification, waveform: torch.Tensor) -> Annotation:
-    """Who speaks when in a recording (samples,). A segment stands for the `segment_stride` samples about its centre."""
+    """Who speaks when in a recording (samples,). A segment stands for `segment_stride` samples about its centre."""
     active = model(waveform[None]).logits[0].T.cpu().numpy() > 0
     rate = SAMPLING_RATE / model.config.segment_stride
     end = len(waveform) / SAMPLING_RATE

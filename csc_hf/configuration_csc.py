@@ -1,19 +1,26 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of Contrastive Separative Coding (CSC) models: every dimension and every loss weight, once."""
 
+from collections.abc import Callable
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-# Every saved folder names every class, so that each Auto class loads from it by remote code, whichever head saved it.
+MODEL_CLASSES = {
+    "CSCModel": "AutoModel",
+    "CSCForPreTraining": "AutoModelForPreTraining",
+    "CSCForXVector": "AutoModelForAudioXVector",
+    "CSCForSequenceClassification": "AutoModelForAudioClassification",
+    "CSCForAudioFrameClassification": "AutoModelForAudioFrameClassification",
+    "CSCForSpeechSeparation": None,
+}
+"""Every model class of `modeling_csc.py`, and the Auto class that loads it; `None` if there is none for its task."""
+
+# Every saved folder names every class, so that each Auto class loads by remote code from what any head saved.
 AUTO_MAP = {
     "AutoConfig": "configuration_csc.CSCConfig",
     "AutoFeatureExtractor": "feature_extraction_csc.CSCFeatureExtractor",
-    "AutoModel": "modeling_csc.CSCModel",
-    "AutoModelForPreTraining": "modeling_csc.CSCForPreTraining",
-    "AutoModelForAudioXVector": "modeling_csc.CSCForXVector",
-    "AutoModelForAudioClassification": "modeling_csc.CSCForSequenceClassification",
-    "AutoModelForAudioFrameClassification": "modeling_csc.CSCForAudioFrameClassification",
-}
+} | {auto_class: f"modeling_csc.{name}" for name, auto_class in MODEL_CLASSES.items() if auto_class is not None}
 
 
 @strict
@@ -221,4 +228,11 @@ class CSCConfig(PreTrainedConfig):
 
 CSCConfig._auto_class = "AutoConfig"  # saving a config or a model also saves this file
 
-__all__ = ["CSCConfig"]
+PRESETS: dict[str, Callable[..., CSCConfig]] = {
+    "tiny": CSCConfig.tiny,
+    "small": CSCConfig.small,
+    "base": CSCConfig.base,
+}
+"""Constructors of the named configurations, by name."""
+
+__all__ = ["PRESETS", "CSCConfig"]

@@ -1,10 +1,12 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Contrastive Separative Coding (CSC, arXiv 2103.00816) for Transformers, in the order in which the data flows: front
-end, segments, GALR blocks, speaker branch, separation branch, cross-attention, losses, models.
+Contrastive Separative Coding (CSC, arXiv 2103.00816) for Transformers.
 
-Shapes: B mixtures, T samples, C sources (slots), L frames, K frames in a segment, S segments, Q low dimension, D
-hidden size, E speaker embedding size, N identities in the contrast, I queries (slots with an identity).
+The code follows the data: front end, segments, GALR blocks, speaker branch, separation branch, cross-attention, losses,
+models. Shapes are given in words. `slots` is `config.num_sources`; `bins` is `conv_kernel // 2 + 1`, the bins of the
+spectrum; `memory` is the length of what the cross-attention reads: the segments of all slots, one slot after the other.
+
+Marks: [A] fixed by the paper's abstract, [G] from GALR (arXiv 2101.05014), [O] our choice.
 """
 
 import functools
@@ -12,10 +14,12 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,9 +28,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_csc import CSCConfig
+from .configuration_csc import MODEL_CLASSES, CSCConfig
+
+CONTRAST_ELEMENTS = 2**24
+"""Most elements of any tensor of the contrastive loss that grows with queries × mixtures: 64 MB in single precision."""
 
 
 @dataclass
@@ -35,25 +43,28 @@ class CSCModelOutput(ModelOutput):
     Output of [`CSCModel`].
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, S, D)`): The shared trunk, averaged over each segment.
-        source_hidden_states (`torch.FloatTensor` of shape `(B, C, S, D)`): The speaker branch: what each slot knows of
-            its speaker, a vector a segment.
-        source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): The bottom-up speaker embedding of each slot, of
-            unit length.
-        source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
-        sources (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The separated waveforms; only of a model built
-            with `add_separator=True`. SI-SNR, which trains them, leaves their scale free.
-        hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks, `(B, S·K, D)`.
-        attentions (`tuple`, *optional*): Attention over segments in each trunk block, `(B, Q·heads, S, S)`.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, segments, hidden_size)`): The shared trunk, averaged
+            over each segment.
+        source_hidden_states (`torch.FloatTensor` of shape `(batch, slots, segments, hidden_size)`): The speaker
+            branch: one vector per segment of each slot.
+        source_embeddings (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`): Speaker embedding of
+            each slot, of unit length.
+        source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
+        sources (`torch.FloatTensor` of shape `(batch, slots, samples)`, *optional*): The separated waveforms, if the
+            model was built with `add_separator=True`. Their scale is arbitrary: SI-SNR, which trains them, ignores it.
+        hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks,
+            `(batch, segments * segment_length, hidden_size)`.
+        attentions (`tuple`, *optional*): Attention over segments in each block of the trunk,
+            `(batch, low_dim * heads, segments, segments)`.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    source_hidden_states: torch.FloatTensor | None = None
-    source_embeddings: torch.FloatTensor | None = None
-    source_activity: torch.FloatTensor | None = None
-    sources: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    source_hidden_states: torch.Tensor | None = None
+    source_embeddings: torch.Tensor | None = None
+    source_activity: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -62,37 +73,40 @@ class CSCForPreTrainingOutput(ModelOutput):
     Output of [`CSCForPreTraining`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): Weighted sum of the three losses that follow.
-        separation_loss (`torch.FloatTensor` of shape `()`): Negative SI-SNR in dB of the best permutation, saturating
-            at `config.si_snr_threshold`, averaged over the sources that are not silent.
-        contrastive_loss (`torch.FloatTensor` of shape `()`): −log p(own identity | embedding), in nats.
-        activity_loss (`torch.FloatTensor` of shape `()`): Binary cross-entropy of the slots' activity.
-        mutual_information (`torch.FloatTensor` of shape `()`): The lower bound log N − `contrastive_loss`, in nats.
-        contrastive_accuracy (`torch.FloatTensor` of shape `()`): Share of embeddings that are nearest to the global
-            speaker vector of their own identity.
-        sources (`torch.FloatTensor` of shape `(B, C, T)`): Separated waveforms, in the order of the slots.
-        source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): Embedding of each slot, of unit length.
-        source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
-        global_speaker_vectors (`torch.FloatTensor` of shape `(B, C, E)`): For each target, what its own identity's
-            other mixtures answer to its embedding, of unit length; zero where the target takes no part in the
-            contrast.
-        permutation (`torch.LongTensor` of shape `(B, C)`): Slot that holds each target.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the three losses that follow. They, and
+            the fields that describe them, are returned if `source_values` are given.
+        separation_loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR in dB of the best permutation,
+            saturating at `config.si_snr_threshold`, averaged over the sources that are not silent.
+        contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own identity | embedding), in nats.
+        activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of the slots' activity.
+        mutual_information (`torch.FloatTensor` of shape `()`, *optional*): The lower bound log(identities) -
+            `contrastive_loss`, in nats.
+        contrastive_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to
+            the global speaker vector of their own identity.
+        sources (`torch.FloatTensor` of shape `(batch, slots, samples)`): Separated waveforms, in slot order.
+        source_embeddings (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`): Speaker embedding of
+            each slot, of unit length.
+        source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
+        global_speaker_vectors (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`, *optional*): For
+            each target, the global speaker vector of its identity, of unit length; zero if the target takes no part in
+            the contrast.
+        permutation (`torch.LongTensor` of shape `(batch, slots)`, *optional*): Slot that holds each target.
         hidden_states, attentions: As in [`CSCModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    separation_loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-    activity_loss: torch.FloatTensor | None = None
-    mutual_information: torch.FloatTensor | None = None
-    contrastive_accuracy: torch.FloatTensor | None = None
-    sources: torch.FloatTensor | None = None
-    source_embeddings: torch.FloatTensor | None = None
-    source_activity: torch.FloatTensor | None = None
-    global_speaker_vectors: torch.FloatTensor | None = None
-    permutation: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    separation_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    activity_loss: torch.Tensor | None = None
+    mutual_information: torch.Tensor | None = None
+    contrastive_accuracy: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+    source_embeddings: torch.Tensor | None = None
+    source_activity: torch.Tensor | None = None
+    global_speaker_vectors: torch.Tensor | None = None
+    permutation: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -102,61 +116,69 @@ class CSCSeparationOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR plus the weighted activity loss.
-        sources (`torch.FloatTensor` of shape `(B, C, T)`): Separated waveforms, in the order of the slots.
-        source_embeddings (`torch.FloatTensor` of shape `(B, C, E)`): Embedding of each slot, of unit length.
-        source_activity (`torch.FloatTensor` of shape `(B, C)`): Logit that the slot holds a speaker.
+        sources (`torch.FloatTensor` of shape `(batch, slots, samples)`): Separated waveforms, in slot order.
+        source_embeddings (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`): Speaker embedding of
+            each slot, of unit length.
+        source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
         hidden_states, attentions: As in [`CSCModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    sources: torch.FloatTensor | None = None
-    source_embeddings: torch.FloatTensor | None = None
-    source_activity: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+    source_embeddings: torch.Tensor | None = None
+    source_activity: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
-# --- frames and segments: cutting with overlap, and its inverse ------------------------------------------------------
+# --- input, masks and levels -----------------------------------------------------------------------------------------
 
 
-def pad_for_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> torch.Tensor:
-    """Zero-pads axis 1 of `(B, T, ...)`, on both sides, to hold `num_frames` frames of `size` every `hop`, which cover
-    each sample `size / hop` times. Lengths are passed on, not inferred, or exporting could not keep them dynamic."""
-    before = size - hop
-    after = num_frames * hop - signal.shape[1]
-    return F.pad(signal, (0, 0) * (signal.dim() - 2) + (before, after))
+def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raises a `ValueError` if an optional input has another shape."""
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"`{name}` must have shape {tuple(shape)} here, got {tuple(tensor.shape)}.")
 
 
-def split_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> torch.Tensor:
-    """`(B, T, ...)` → `(B, num_frames, size, ...)`."""
-    overlap = size // hop
-    chunks = pad_for_frames(signal, size, hop, num_frames).unflatten(1, (num_frames + overlap - 1, hop))
-    return torch.cat([chunks[:, i : i + num_frames] for i in range(overlap)], dim=2)
+def check_recordings(waveform: torch.Tensor, attention_mask: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Raises a `ValueError` that names the first recording that is not finite or not padded on the right. Compiled and
+    exported programs cannot branch on values, so there nothing is checked."""
+    if is_tracing(waveform):
+        return
+    finite = waveform.isfinite().all(-1)
+    padded_right = (attention_mask == length_mask(lengths, waveform.shape[1])).all(-1) & (lengths > 0)
+    wrong = (~(finite & padded_right)).nonzero()
+    if len(wrong) == 0:
+        return
+    row = int(wrong[0])
+    if not finite[row]:
+        raise ValueError(
+            f"`input_values[{row}]` has NaN or infinite samples, the first at "
+            f"{int(waveform[row].isfinite().int().argmin())}. Repair the recording or leave it out."
+        )
+    raise ValueError(
+        f"`attention_mask[{row}]` must be 1 for each sample of the recording, then 0 for the padding: pad on the right, "
+        "as CSCFeatureExtractor does. It "
+        + ("is 0 everywhere." if not lengths[row] else f"starts with {attention_mask[row, :8].tolist()}.")
+    )
 
 
-def overlap_add(frames: torch.Tensor, hop: int) -> torch.Tensor:
-    """`(B, L, size, ...)` → `(B, (L − size / hop + 1) · hop, ...)`: sums what [`split_frames`] cut, each sample
-    `size / hop` times, without the padding that it began with."""
-    length, overlap = frames.shape[1], frames.shape[2] // hop
-    chunks = frames.unflatten(2, (overlap, hop)).unbind(2)
-    covering = [chunk[:, overlap - 1 - i : length - i] for i, chunk in enumerate(chunks)]
-    return functools.reduce(torch.add, covering).flatten(1, 2)
-
-
-def crop(signal: torch.Tensor, start: int, length: int) -> torch.Tensor:
-    """`(..., T)` → `(..., length)`; by index, since a slice would tie an exported program to its example's length."""
-    return signal.index_select(-1, torch.arange(start, start + length, device=signal.device))
+def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """`(batch,)` → `(batch, size)` bool: true for the first `lengths` positions of each row."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | tuple[int, ...]) -> torch.Tensor:
-    """Mean of `values` where `mask`, which broadcasts against them, is 1; zero where it is 0 everywhere."""
+    """Mean of `values` where `mask`, which broadcasts against them, is 1; zero if it is 0 everywhere."""
     count = mask.expand_as(values).sum(dim, keepdim=True)
     return ((values * mask).sum(dim, keepdim=True) / count.clamp(min=1)).squeeze(dim)
 
 
-def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """(B,) → (B, size) bool, true for the first of each row."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+def headroom(signal: torch.Tensor) -> torch.Tensor:
+    """`(..., samples)` → `(..., 1)`: the power of two that scales a peak above 2 down to between 1 and 2, so that no
+    square overflows; 1 for other signals. A power of two rounds nothing."""
+    peak = signal.detach().abs().amax(-1, keepdim=True)
+    return torch.exp2(-peak.log2().floor().clamp(0, 126))
 
 
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
@@ -164,8 +186,41 @@ def full_precision(tensor: torch.Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+# --- frames and segments: cutting with overlap, and its inverse ------------------------------------------------------
+
+
+def pad_for_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> torch.Tensor:
+    """Zero-pads axis 1 of `(batch, samples, ...)` on both sides, so that it holds `num_frames` frames and each sample
+    lies in `size / hop` of them. `num_frames` is passed, not inferred: an exported program would freeze it."""
+    before = size - hop
+    after = num_frames * hop - signal.shape[1]
+    return F.pad(signal, (0, 0) * (signal.dim() - 2) + (before, after))
+
+
+def split_frames(signal: torch.Tensor, size: int, hop: int, num_frames: int) -> torch.Tensor:
+    """`(batch, samples, ...)` → `(batch, num_frames, size, ...)`."""
+    overlap = size // hop
+    chunks = pad_for_frames(signal, size, hop, num_frames).unflatten(1, (num_frames + overlap - 1, hop))
+    return torch.cat([chunks[:, i : i + num_frames] for i in range(overlap)], dim=2)
+
+
+def overlap_add(frames: torch.Tensor, hop: int) -> torch.Tensor:
+    """`(batch, frames, size, ...)` → `(batch, (frames - size / hop + 1) * hop, ...)`: the inverse of [`split_frames`],
+    up to a factor of `size / hop`, and without the padding before the first sample."""
+    length, overlap = frames.shape[1], frames.shape[2] // hop
+    chunks = frames.unflatten(2, (overlap, hop)).unbind(2)
+    covering = [chunk[:, overlap - 1 - i : length - i] for i, chunk in enumerate(chunks)]
+    return functools.reduce(torch.add, covering).flatten(1, 2)
+
+
+def crop(signal: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """`(..., samples)` → `(..., length)`. By index: a slice would freeze the length of an exported program."""
+    return signal.index_select(-1, torch.arange(start, start + length, device=signal.device))
+
+
 class CSCGlobalLayerNorm(nn.Module):
-    """Layer norm over channels and all real positions of an utterance (gLN); zero elsewhere, so padding is inert."""
+    """Layer norm over channels and all real positions of a recording (gLN). It is zero elsewhere, so padding changes
+    nothing."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -176,15 +231,19 @@ class CSCGlobalLayerNorm(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`hidden_states` (..., B, P, D), zero where `mask` (..., B, P, 1) is, → (..., B, P, D), added to `residual`,
-        if there is one. What belongs to one of the B mixtures is normalised as one."""
+        """
+        Args:
+            hidden_states: `(..., batch, positions, size)`, zero where `mask` is. Leading axes are normalised together.
+            mask: `(..., batch, positions, 1)`.
+            residual: Added to the output. It also sets its dtype.
+        """
         values = hidden_states.float()
         axes = (*range(values.dim() - 3), -2, -1)
         count = mask.sum(axes, keepdim=True, dtype=torch.float32) * values.shape[-1]
         mean = values.sum(axes, keepdim=True) / count
         variance = (values.square().sum(axes, keepdim=True) / count - mean.square()).clamp(min=0)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        # (values − mean) · scale + bias + residual, in two passes over the tensor.
+        # (values - mean) * scale + bias + residual, in two passes over the tensor.
         output = values * scale if residual is None else torch.addcmul(residual, values, scale)
         output = output.addcmul_(mask, self.bias - mean * scale)
         return output.to(hidden_states.dtype if residual is None else residual.dtype)
@@ -194,7 +253,7 @@ class CSCGlobalLayerNorm(nn.Module):
 
 
 class CSCConvFrontEnd(nn.Module):
-    """Learnt non-negative filters on the raw waveform, [G]."""
+    """Learnt non-negative filters on the raw waveform [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -203,16 +262,19 @@ class CSCConvFrontEnd(nn.Module):
         self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, waveform: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`waveform` (B, T), `frame_mask` (B, L, 1) → features (B, L, D), filter outputs (B, L, D)."""
+    def forward(
+        self, waveform: torch.Tensor, frame_mask: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(batch, samples)`, `(batch, frames, 1)` → features and filter outputs, both `(batch, frames, hidden_size)`
+        of the given dtype."""
         config = self.config
         padded = pad_for_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
-        encoded = self.conv(padded[:, None].to(self.conv.weight.dtype)).relu().transpose(1, 2)
+        encoded = self.conv(padded[:, None].to(dtype)).relu().transpose(1, 2)
         return self.projection(self.layer_norm(encoded * frame_mask, frame_mask)), encoded
 
 
 class CSCConvDecoder(nn.Module):
-    """Masks the filters' outputs and turns them back into waveforms, [G]."""
+    """Masks the filter outputs and turns them back into waveforms [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -221,20 +283,20 @@ class CSCConvDecoder(nn.Module):
         self.conv = nn.ConvTranspose1d(config.hidden_size, 1, config.conv_kernel, config.conv_stride, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, encoded: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """`hidden_states` (B, C, L, D), `encoded` (B, L, D) → sources (B, C, T)."""
+        """`(batch, slots, frames, hidden_size)`, `(batch, frames, hidden_size)` → `(batch, slots, num_samples)`."""
         masked = self.mask(hidden_states).relu() * encoded[:, None]
         waveform = self.conv(masked.flatten(0, 1).transpose(1, 2)).unflatten(0, hidden_states.shape[:2])
         return crop(waveform[:, :, 0], self.config.conv_kernel - self.config.conv_stride, num_samples).float()
 
 
 def stft_window(config: CSCConfig, device: torch.device) -> torch.Tensor:
-    """Square root of a Hann window: used twice, and overlapping by `conv_kernel / conv_stride`, it adds up to half of
-    that overlap at every sample."""
+    """Square root of a Hann window of `conv_kernel` samples. Applied twice, its overlapping copies sum to
+    `conv_kernel / conv_stride / 2` at every sample."""
     return torch.hann_window(config.conv_kernel, device=device).sqrt()
 
 
 class CSCSTFTFrontEnd(nn.Module):
-    """Log-magnitude spectrogram, normalised over its real frames so that level does not matter, [O]."""
+    """Log-magnitude spectrogram, normalised over the real frames of a recording [O]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -242,23 +304,26 @@ class CSCSTFTFrontEnd(nn.Module):
         self.projection = nn.Linear(config.conv_kernel // 2 + 1, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, waveform: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`waveform` (B, T), `frame_mask` (B, L, 1) → features (B, L, D), complex spectrum (B, L, F)."""
+    def forward(
+        self, waveform: torch.Tensor, frame_mask: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(batch, samples)`, `(batch, frames, 1)` → features `(batch, frames, hidden_size)` of the given dtype and
+        the complex spectrum `(batch, frames, bins)`."""
         config = self.config
         frames = split_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         spectrum = torch.fft.rfft(frames * stft_window(config, waveform.device))
-        # The waveform has unit power, so a bin's mean power is about the window's; the floor lies 60 dB below that.
+        # The waveform has unit power, so the mean power of a bin is about that of the window. The floor is at -60 dB.
         power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
         log_power = (power + 1e-6).log()
         mask = frame_mask.float()
         centred = log_power - masked_mean(log_power, mask, (1, 2))[:, None, None]
         variance = masked_mean(centred.square(), mask, (1, 2))[:, None, None]
         features = centred * torch.rsqrt(variance + config.layer_norm_eps)
-        return self.layer_norm(self.projection(features.to(self.projection.weight.dtype))), spectrum
+        return self.layer_norm(self.projection(features.to(dtype))), spectrum
 
 
 class CSCSTFTDecoder(nn.Module):
-    """Masks the spectrum and inverts it, [O]."""
+    """Masks the spectrum and inverts it [O]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -266,7 +331,7 @@ class CSCSTFTDecoder(nn.Module):
         self.mask = nn.Linear(config.hidden_size, config.conv_kernel // 2 + 1)
 
     def forward(self, hidden_states: torch.Tensor, encoded: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """`hidden_states` (B, C, L, D), `encoded` (B, L, F) complex → sources (B, C, T)."""
+        """`(batch, slots, frames, hidden_size)`, `(batch, frames, bins)` → `(batch, slots, num_samples)`."""
         masked = self.mask(hidden_states).float().sigmoid() * encoded[:, None]
         frames = torch.fft.irfft(masked, n=self.config.conv_kernel) * stft_window(self.config, masked.device)
         waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride).unflatten(0, hidden_states.shape[:2])
@@ -277,7 +342,7 @@ class CSCSTFTDecoder(nn.Module):
 
 
 def sinusoidal_positions(length: int, size: int, device: torch.device) -> torch.Tensor:
-    """(length, size): sines then cosines, computed for the length at hand, so there is no longest input."""
+    """`(length, size)`: sines, then cosines. They are computed on the fly, so no input is too long."""
     rates = torch.exp(torch.arange(size // 2, device=device) * (-2 * math.log(10000) / size))
     angles = torch.arange(length, device=device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -293,7 +358,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of (B, heads, length, head size) tensors in plain PyTorch, which also returns its weights."""
+    """Attention of `(batch, heads, length, head_size)` tensors in plain PyTorch, which also returns its weights."""
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -302,8 +367,8 @@ def eager_attention_forward(
 
 
 class CSCAttention(nn.Module):
-    """Multi-head attention along segments, for each of the Q rows. The rows are folded into the heads, so that one
-    padding mask a mixture serves them all."""
+    """Multi-head attention along segments, for each of the `low_dim` rows. The rows are folded into the heads, so that
+    they share one padding mask."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -319,7 +384,8 @@ class CSCAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`hidden_states` (B, S, Q, D) → (B, S, Q, D), weights (B, Q·heads, S, S) or None."""
+        """`(batch, segments, low_dim, hidden_size)` → the same shape, and the weights
+        `(batch, low_dim * heads, segments, segments)` if the implementation returns them."""
         batch, segments, rows, size = hidden_states.shape
         folded = (batch, segments, -1, self.head_dim)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -339,7 +405,7 @@ class CSCAttention(nn.Module):
 
 
 class CSCLSTM(nn.Module):
-    """BiLSTM from learnt initial states, [G]."""
+    """Bidirectional LSTM with learnt initial states [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -348,18 +414,17 @@ class CSCLSTM(nn.Module):
         self.initial_cell = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
 
     def forward(self, segments: torch.Tensor) -> torch.Tensor:
-        """`segments` (K, B, D) → (K, B, 2·H)."""
-        initial = [
+        """`(segment_length, batch, hidden_size)` → `(segment_length, batch, 2 * lstm_hidden_size)`."""
+        hidden, cell = (
             state.to(segments.dtype).expand(-1, segments.shape[1], -1).contiguous()
             for state in (self.initial_hidden, self.initial_cell)
-        ]
-        return self.lstm(segments, initial)[0]
+        )
+        return self.lstm(segments, (hidden, cell))[0]
 
 
 class CSCMinGRU(nn.Module):
-    """Bidirectional minGRU (Feng et al. 2024, arXiv 2410.01201) from learnt initial states, [O]. What a frame adds to
-    the state, and how much of it, is told by the frame alone: one matrix product for all frames, then an average that
-    moves along them."""
+    """Bidirectional minGRU (Feng et al. 2024, arXiv 2410.01201) with learnt initial states [O]. Candidates and gates
+    depend on the frame alone, so one matrix product serves all frames; what remains sequential is a moving average."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -367,7 +432,7 @@ class CSCMinGRU(nn.Module):
         self.initial_hidden = nn.Parameter(torch.zeros(2, 1, config.lstm_hidden_size))
 
     def forward(self, segments: torch.Tensor) -> torch.Tensor:
-        """`segments` (K, B, D) → (K, B, 2·H)."""
+        """`(segment_length, batch, hidden_size)` → `(segment_length, batch, 2 * lstm_hidden_size)`."""
         candidates, gates = self.candidates_and_gates(segments).chunk(2, dim=-1)
         directions = []
         for direction, (candidate, gate) in enumerate(
@@ -383,7 +448,7 @@ class CSCMinGRU(nn.Module):
 
 
 class CSCLocalRecurrence(nn.Module):
-    """Along the frames of every segment, in both directions, [G]."""
+    """Recurrence along the frames of each segment, in both directions [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -393,32 +458,24 @@ class CSCLocalRecurrence(nn.Module):
         self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (K, B, S, D), `frame_mask` (K, B, S, 1) → (K, B, S, D)."""
+        """`(segment_length, batch, segments, hidden_size)` and a mask of size 1 in the last axis → the same shape."""
         local = self.projection(self.recurrence(hidden_states.flatten(1, 2))).view_as(hidden_states)
         return self.layer_norm(self.dropout(local).mul_(frame_mask), frame_mask, residual=hidden_states)
 
 
-class CSCFrameLinear(nn.Linear):
-    """A linear layer along the first axis, the frames of a segment: one matrix product, without transposing."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(in frames, ...) → (out frames, ...)."""
-        output = torch.addmm(self.bias[:, None], self.weight, hidden_states.flatten(1))
-        return output.unflatten(1, hidden_states.shape[1:])
-
-
 class CSCGlobalAttention(nn.Module):
-    """Attention between segments at low resolution: K frames are mapped to Q rows, attended along S, mapped back, [G].
-    The attention has a true residual, where GALR's public code adds its output to itself [O]."""
+    """Attention between segments at low resolution: the frames of a segment are compressed to `low_dim` rows, attended
+    along segments, and expanded again [G]. The attention has a true residual; GALR's public code adds its output to
+    itself [O]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
-        self.compress = CSCFrameLinear(config.segment_length, config.low_dim)
+        self.compress = nn.Linear(config.segment_length, config.low_dim)
         self.input_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = CSCAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.output_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.expand = CSCFrameLinear(config.low_dim, config.segment_length)
+        self.expand = nn.Linear(config.low_dim, config.segment_length)
         self.layer_norm = CSCGlobalLayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
@@ -428,17 +485,19 @@ class CSCGlobalAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states` (K, B, S, D), `frame_mask` (K, B, S, 1) → (K, B, S, D)."""
-        rows = self.compress(hidden_states).permute(1, 2, 0, 3).contiguous()
+        """`(segment_length, batch, segments, hidden_size)` and a mask of size 1 in the last axis → the same shape."""
+        # The linear layers see the frames as the last axis of a transposed view, which costs no copy.
+        rows = self.compress(hidden_states.flatten(1).t()).t().unflatten(1, hidden_states.shape[1:])
+        rows = rows.permute(1, 2, 0, 3).contiguous()
         positions = sinusoidal_positions(rows.shape[1], rows.shape[3], rows.device).to(rows.dtype)
         rows = self.input_layer_norm(rows) + positions[:, None]
         rows = self.output_layer_norm(rows + self.dropout(self.attention(rows, attention_mask, **kwargs)[0]))
-        frames = self.expand(rows.permute(2, 0, 1, 3)).mul_(frame_mask)
+        frames = self.expand(rows.permute(0, 1, 3, 2)).permute(3, 0, 1, 2).contiguous().mul_(frame_mask)
         return self.layer_norm(frames, frame_mask, residual=hidden_states)
 
 
 class CSCBlock(GradientCheckpointingLayer):
-    """Globally attentive, locally recurrent (GALR) block, [G]."""
+    """Globally attentive, locally recurrent (GALR) block [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -453,8 +512,9 @@ class CSCBlock(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states` (B, S·K, D), zero where `frame_mask` (B, S, K, 1) is, → the same shape, likewise zero."""
-        # Frames first, as the LSTM walks along them: then every product below is over whole tensors as they lie.
+        """`hidden_states` `(batch, segments * segment_length, hidden_size)`, zero where `frame_mask`
+        `(batch, segments, segment_length, 1)` is → the same shape, likewise zero."""
+        # Frames come first inside a block, in the order in which the recurrence reads them.
         segments = hidden_states.unflatten(1, (-1, self.segment_length)).permute(2, 0, 1, 3).contiguous()
         frame_mask = frame_mask.permute(2, 0, 1, 3)
         segments = self.local_recurrence(segments, frame_mask)
@@ -465,8 +525,14 @@ class CSCBlock(GradientCheckpointingLayer):
 # --- branches --------------------------------------------------------------------------------------------------------
 
 
+def pooled_statistics(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Mean and variance of segment vectors `(..., hidden_size)` → mean and standard deviation
+    `(..., 2 * hidden_size)`, of which speaker embeddings are made."""
+    return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=-1)
+
+
 class CSCSpeakerBranch(nn.Module):
-    """From a slot's hidden states to one vector a segment [A], a speaker embedding and an activity [O]."""
+    """From the hidden states of a slot to one vector per segment [A], a speaker embedding and an activity [O]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -485,30 +551,35 @@ class CSCSpeakerBranch(nn.Module):
         segment_mask: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`hidden_states` (B, S·K, D), `segment_mask` (B, S) → (B, S, D), unit embeddings (B, E), activity (B)."""
+        """
+        Args:
+            hidden_states: `(batch, segments * segment_length, hidden_size)`.
+            frame_mask: `(batch, segments, segment_length, 1)`.
+            attention_mask: What the attention implementation takes.
+            segment_mask: `(batch, segments)`.
+
+        Returns:
+            Segment vectors `(batch, segments, hidden_size)`, embeddings of unit length
+            `(batch, speaker_embedding_size)` and activity logits `(batch)`.
+        """
         for block in self.blocks:
             hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
         segments = masked_mean(hidden_states.unflatten(1, (-1, self.segment_length)), frame_mask, dim=2)
 
-        # Attentive statistics over segments, one set of weights a channel.
+        # Attentive statistics over segments, with separate weights for each channel.
         scores = self.attention_score(self.attention_hidden(segments).tanh()).float()
         weights = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
         values = segments.float()
-        statistics = self.statistics((weights * values).sum(dim=1), (weights * values.square()).sum(dim=1))
-        return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
-
-    def statistics(self, mean: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
-        """First and second moments (..., D) of segment vectors → mean and biased standard deviation (..., 2·D)."""
-        deviation = (mean_square - mean.square()).clamp(min=1e-6).sqrt()
-        return torch.cat([mean, deviation], dim=-1).to(self.embedding.weight.dtype)
-
-    def embed(self, statistics: torch.Tensor) -> torch.Tensor:
-        """(..., 2·D) → speaker embeddings of unit length (..., E), float32."""
-        return F.normalize(self.embedding(statistics).float(), dim=-1)
+        mean = (weights * values).sum(dim=1, keepdim=True)
+        # From the deviations: a short recording has hardly any, and E[x²] - E[x]² would be rounding noise.
+        variance = (weights * (values - mean).square()).sum(dim=1)
+        statistics = pooled_statistics(mean.squeeze(1), variance).to(segments.dtype)
+        embeddings = F.normalize(self.embedding(statistics).float(), dim=-1)
+        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
 
 
 class CSCSeparator(nn.Module):
-    """From a slot's hidden states to its waveform: blocks, overlap-add, mask, decoder, [G]."""
+    """From the hidden states of the slots to their waveforms: blocks, overlap-add, mask, decoder [G]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
@@ -525,7 +596,8 @@ class CSCSeparator(nn.Module):
         num_samples: int,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states` (B·C, S·K, D), `encoded` (B, L, D or F) → sources (B, C, T)."""
+        """`hidden_states` `(batch * slots, segments * segment_length, hidden_size)` and `encoded`, what the front end
+        returned beside the features → `(batch, slots, num_samples)`."""
         for block in self.blocks:
             hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
         segments = hidden_states.unflatten(1, (-1, self.config.segment_length))
@@ -535,10 +607,10 @@ class CSCSeparator(nn.Module):
 
 class CSCSpeakerAggregator(nn.Module):
     """
-    Cross-attention of a speaker embedding over segment-level speaker representations of other recordings, in which
-    other speakers speak as well: it has to find those that answer the query [A]. What it reads are the moments that
-    the global speaker vector is made from just as the embedding is from its own segments, by
-    [`CSCSpeakerBranch.embed`], so that the two lie in one space [O].
+    Cross-attention of a speaker embedding over the segment vectors of other recordings, in which others speak as well:
+    it has to find the segments of its own speaker [A]. It returns their mean and variance, from which
+    [`CSCSpeakerBranch`]'s embedding layer makes the global speaker vector, so that the vector and the embedding lie in
+    one space [O].
     """
 
     def __init__(self, config: CSCConfig):
@@ -550,60 +622,70 @@ class CSCSpeakerAggregator(nn.Module):
             self.q_proj = nn.Linear(config.speaker_embedding_size, config.hidden_size)
             self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def scores(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """`query` (..., E), `memory` (..., M, D) → how well each segment answers, (..., heads, M); all alike without
-        cross-attention."""
+    def queries(self, embeddings: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`(..., speaker_embedding_size)` → `(..., heads, head_size)`; zeros without cross-attention."""
         if not self.use_cross_attention:
-            batch = torch.broadcast_shapes(query.shape[:-1], memory.shape[:-2])
-            return torch.zeros(*batch, self.num_heads, memory.shape[-2], device=memory.device)
-        query = self.q_proj(query.to(memory.dtype)).unflatten(-1, (self.num_heads, -1))
-        key = self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
-        return torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
+            return embeddings.new_zeros(*embeddings.shape[:-1], self.num_heads, 1)
+        return self.q_proj(embeddings.to(dtype)).unflatten(-1, (self.num_heads, -1))
+
+    def keys(self, memory: torch.Tensor) -> torch.Tensor:
+        """`(..., memory, hidden_size)` → `(..., memory, heads, head_size)`; zeros without cross-attention."""
+        if not self.use_cross_attention:
+            return memory.new_zeros(*memory.shape[:-1], self.num_heads, 1, dtype=torch.float32)
+        return self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
+
+    def scores(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """Attention logits of `(..., speaker_embedding_size)` over `(..., memory, hidden_size)`, whose leading axes
+        broadcast → `(..., heads, memory)`; all zero without cross-attention."""
+        return _attention_scores(self.queries(query, memory.dtype), self.keys(memory))
 
     def forward(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`query` (..., E), `memory` (..., M, D), `memory_mask` (..., M) bool, leading axes broadcasting → mean and
-        mean square of the memory, each head's of its own channels (..., heads, 2, D / heads), and the log of the sum
-        of its exponentiated scores (..., heads)."""
+        """
+        Args:
+            query: Speaker embeddings, `(..., speaker_embedding_size)`.
+            memory: Segment vectors, `(..., memory, hidden_size)`.
+            memory_mask: `(..., memory)` bool, false for padding.
+
+        Returns:
+            Mean and variance of the memory, `(..., hidden_size)`; each head weights its own channels.
+        """
         scores = self.scores(query, memory)
-        scores = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min)
-        value = torch.stack([memory.float(), memory.float().square()], dim=-2)  # (..., M, 2, D)
-        value = value.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
-        with full_precision(scores):  # a variance, the difference of these moments, does not survive rounding
-            return torch.einsum("...hm,...mhpd->...hpd", scores.softmax(dim=-1), value), scores.logsumexp(dim=-1)
+        weights = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min).softmax(dim=-1)
+        values = memory.float().unflatten(-1, (self.num_heads, -1))
+        with full_precision(scores):
+            mean = torch.einsum("...hm,...mhd->...hd", weights, values)
+            deviation = values - mean[..., None, :, :]
+            variance = torch.einsum("...hm,...mhd->...hd", weights, deviation.square())
+        return mean.flatten(-2), variance.flatten(-2)
 
-    def answer(
-        self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor, visible: torch.Tensor
-    ) -> torch.Tensor:
-        """
-        The moments of every identity for every query: `query` (I, E), `memory` (B, M, D) of B mixtures, `memory_mask`
-        (B, M), `visible` (I, N, B), the mixtures that identity n's memory consists of for query i →
-        (I, N, heads, 2, D / heads), zero where there are none.
 
-        A softmax over several mixtures weights each by its sum of exponentiated scores, and the softmax inside it: so
-        a query attends to each mixture once, whichever identities share it, and no tensor has all of I, N, B and
-        heads.
-        """
-        moments, log_sums = self(query[:, None], memory[None], memory_mask[None])
-        # Relative to the mixture with the highest scores. One may fall so far behind that nothing would be left of it;
-        # bounded, it still counts where no better one is visible.
-        weights = (log_sums - log_sums.amax(dim=1, keepdim=True)).clamp(min=-60).exp()
-        visible = visible.to(weights.dtype)
-        with full_precision(moments):
-            totals = torch.einsum("inb,ibh->inh", visible, weights)
-            sums = torch.einsum("inb,ibhpd->inhpd", visible, weights[..., None, None] * moments)
-        return sums / totals.clamp(min=1e-30)[..., None, None]
+def _attention_scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """`(..., heads, head_size)`, `(..., memory, heads, head_size)` → `(..., heads, memory)` float32."""
+    return torch.einsum("...hd,...mhd->...hm", query, key).float() * query.shape[-1] ** -0.5
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def pairwise_si_snr(estimates: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, threshold: float):
-    """SI-SNR in dB of every estimate (B, C, T) against every target (B, C, T) over the samples where `mask` (B, T) is
-    1 → (B, C estimates, C targets), saturating at `threshold` dB; finite, with finite gradients, for silence too."""
+def pairwise_si_snr(
+    estimates: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """
+    SI-SNR of every estimate against every target. It is finite and has finite gradients, for silence as well.
+
+    Args:
+        estimates, targets: `(batch, slots, samples)`.
+        mask: `(batch, samples)`, 1 for real samples.
+        threshold: SI-SNR, in dB, at which the result saturates.
+
+    Returns:
+        `(batch, estimates, targets)`, in dB.
+    """
     mask = mask[:, None].float()
-    estimates, targets = estimates.float(), targets.float()
+    estimates, targets = estimates.float() * mask, targets.float() * mask
+    estimates, targets = estimates * headroom(estimates), targets * headroom(targets)
     estimates = (estimates - masked_mean(estimates, mask, -1)[..., None]) * mask
     targets = (targets - masked_mean(targets, mask, -1)[..., None]) * mask
     eps = 1e-8
@@ -619,30 +701,31 @@ def permutation_invariant_separation_loss(
     estimates: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Negative SI-SNR in dB of the permutation of slots that is best for the whole mixture, [G].
+    Negative SI-SNR, in dB, of the permutation of slots that is best for the whole mixture [G].
 
     Args:
-        estimates, targets: (B, C, T). A target that is zero everywhere is absent and counts for nothing.
-        mask: (B, T), 1 for real samples.
+        estimates, targets: `(batch, slots, samples)`. A target of zeros is absent and does not count.
+        mask: `(batch, samples)`, 1 for real samples.
         threshold: SI-SNR, in dB, at which the loss saturates.
 
     Returns:
-        The loss, averaged over the targets that are present; the slot of each target (B, C); which targets are
-        present (B, C), bool.
+        The loss `()`, averaged over the targets that are present; the slot of each target `(batch, slots)`; which
+        targets are present `(batch, slots)`, bool.
     """
     num_sources = targets.shape[1]
     present = ((targets * mask[:, None]) != 0).any(-1)
     si_snr = pairwise_si_snr(estimates, targets, mask, threshold)
     permutations = torch.tensor(list(itertools.permutations(range(num_sources))), device=targets.device)
     target = torch.arange(num_sources, device=targets.device)
-    candidates = si_snr[:, permutations, target] * present[:, None]  # (B, C!, C)
+    candidates = si_snr[:, permutations, target] * present[:, None]  # (batch, permutations, targets)
     best = candidates.sum(-1).argmax(-1)
     chosen = candidates.take_along_dim(best[:, None, None], dim=1)
     return -chosen.sum() / present.sum().clamp(min=1), permutations[best], present
 
 
 def slot_activity_loss(activity: torch.Tensor, permutation: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of the slots' logits (B, C), given the slot of each target and which are present (B, C)."""
+    """Binary cross-entropy of the activity logits, given the slot of each target and which targets are present, all
+    `(batch, slots)`."""
     labels = torch.zeros_like(activity).scatter(1, permutation, present.to(activity.dtype))
     return F.binary_cross_entropy_with_logits(activity, labels)
 
@@ -650,9 +733,9 @@ def slot_activity_loss(activity: torch.Tensor, permutation: torch.Tensor, presen
 def additive_angular_margin_loss(
     cosines: torch.Tensor, labels: torch.Tensor, margin: float, scale: float
 ) -> torch.Tensor:
-    """ArcFace (Deng et al., CVPR 2019): cross-entropy of scaled cosines (B, labels), where the angle to the true one,
-    of `labels` (B,), counts as larger by `margin`, in radians."""
-    # cos(θ + m) for the true label, continued linearly where θ + m > π, so that it keeps falling with θ.
+    """ArcFace (Deng et al., CVPR 2019): cross-entropy of scaled cosines `(batch, classes)`, after the angle to the
+    class in `labels` `(batch)` was increased by `margin`, in radians."""
+    # cos(θ + m), continued linearly where θ + m > π, so that it keeps falling with θ.
     sines = (1 - cosines.square()).clamp(min=1e-8).sqrt()
     harder = torch.where(
         cosines > -math.cos(margin),
@@ -664,23 +747,136 @@ def additive_angular_margin_loss(
 
 
 def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> torch.Tensor:
-    """(B, C, E), (B, C) → (B, E): of a recording of one speaker, the embedding of the slot that holds him. The slots
-    are weighted by the softmax of their activities, so that a head trains which slot that is."""
+    """The embedding of the slot that holds the only speaker of a recording: `(batch, slots, speaker_embedding_size)`,
+    `(batch, slots)` → `(batch, speaker_embedding_size)`. Slots are weighted by the softmax of their activity, so that
+    training a head also trains which slot is chosen."""
     return F.normalize((activity.softmax(dim=-1)[..., None] * embeddings).sum(dim=1), dim=-1)
 
 
-def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raises a `ValueError` for an optional input of another shape."""
-    if tensor is not None and tensor.shape != shape:
-        raise ValueError(f"`{name}` must have shape {tuple(shape)} here, got {tuple(tensor.shape)}.")
+# --- the contrast: which mixtures a query may see, and what they answer ----------------------------------------------
 
 
-# --- many processes: the same collective calls, in the same order, whatever each one's batch holds ------------------
+def _memories(
+    contains: torch.Tensor,
+    num_speakers: torch.Tensor,
+    pair_identity: torch.Tensor,
+    pair_mixture: torch.Tensor,
+    query_identity: torch.Tensor,
+    query_mixture: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Selects the mixtures that each identity's memory consists of, for each query.
+
+    Of its own identity, a query sees every mixture but its own. Of another identity, it sees as many mixtures, with
+    the same numbers of speakers, in none of which its own identity speaks. An identity with too few such mixtures is
+    no candidate. Without this rule the own identity, which lacks the query's mixture, could be told by the size of its
+    memory or by the number of speakers in it: a network that is trained on noise learns that within minutes.
+
+    Args:
+        contains: Whether an identity speaks in a mixture, `(identities, mixtures)`.
+        num_speakers: Identities in each mixture, `(mixtures)`.
+        pair_identity, pair_mixture: Where `contains` is true, sorted by identity, `(pairs)`.
+        query_identity, query_mixture: Of each query, `(queries)`.
+
+    Returns:
+        Whether the mixture of a pair is in the memory of its identity, `(queries, pairs)`, and which identities are
+        candidates, `(queries, identities)`.
+    """
+    num_identities, num_mixtures = contains.shape
+    # For each query, the mixtures of an identity are taken in cyclic order, from the one behind the query's own, so
+    # that no mixture is preferred for its position.
+    turn = (pair_mixture - query_mixture[:, None] - 1) % num_mixtures
+    order = (pair_identity * num_mixtures + turn).argsort(dim=1)  # identities stay where they are
+    mixture = pair_mixture[order]
+    own = pair_identity == query_identity[:, None]
+    holds_own = contains[query_identity].gather(1, mixture)
+    eligible = (own | ~holds_own) & (mixture != query_mixture[:, None])
+
+    ends = contains.sum(1).cumsum(0)
+    starts = ends - contains.sum(1)
+    chosen = torch.zeros_like(eligible)
+    candidate = torch.ones(len(query_identity), num_identities, dtype=torch.bool, device=contains.device)
+    any_wanted = torch.zeros_like(candidate[:, :1])
+    for kind in num_speakers.unique():
+        of_kind = eligible & (num_speakers[mixture] == kind)
+        wanted = (of_kind & own).sum(1, keepdim=True)
+        count = F.pad(of_kind.cumsum(1), (1, 0))
+        before = count[:, starts]
+        chosen |= of_kind & (count[:, 1:] - before[:, pair_identity] <= wanted)
+        candidate &= count[:, ends] - before >= wanted
+        any_wanted |= wanted > 0
+    candidate &= any_wanted
+    chosen &= candidate[:, pair_identity]
+    return torch.zeros_like(chosen).scatter(1, order, chosen), candidate
 
 
-class GatherWithGradient(torch.autograd.Function):
-    """(B, ...) of each process → (processes · B, ...), in their order. The gradient of a process's tensor is the sum
-    over what all of them made of it."""
+def _answers(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    memory: torch.Tensor,
+    memory_mask: torch.Tensor,
+    visible: torch.Tensor,
+    pair_identity: torch.Tensor,
+    pair_mixture: torch.Tensor,
+    num_identities: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean and variance of each identity's memory, as each query attends to it.
+
+    A softmax over several mixtures is a softmax within each, weighted by the sums of their exponentiated scores. So a
+    query attends to a mixture once, however many identities speak in it.
+
+    Args:
+        query: `(queries, heads, head_size)`.
+        key: `(mixtures, memory, heads, head_size)`.
+        memory: `(mixtures, memory, hidden_size)`.
+        memory_mask: `(mixtures, memory)` bool.
+        visible: `(queries, pairs)`, from [`_memories`].
+        pair_identity, pair_mixture: `(pairs)`.
+
+    Returns:
+        Two tensors of shape `(queries, identities, hidden_size)`, zero for an identity without a visible mixture.
+    """
+    scores = _attention_scores(query[:, None], key[None])
+    scores = scores.masked_fill(~memory_mask[:, None], torch.finfo(scores.dtype).min)
+    values = memory.float().unflatten(-1, (query.shape[1], -1))
+    log_sums = scores.logsumexp(dim=-1)  # (queries, mixtures, heads)
+    # Relative to the mixture with the highest scores. The bound keeps a mixture far behind it from vanishing, where it
+    # is the only one visible.
+    shares = (log_sums - log_sums.amax(dim=1, keepdim=True)).clamp(min=-60).exp()[..., None]
+    with full_precision(scores):  # a variance, the difference of two moments, does not survive half precision
+        weights = scores.softmax(dim=-1)
+        moments = torch.cat(
+            [torch.einsum("qbhm,bmhd->qbhd", weights, power) for power in (values, values.square())], dim=-1
+        )
+    terms = torch.cat([shares * moments, shares], dim=-1)[:, pair_mixture] * visible[..., None, None]
+    sums = terms.new_zeros(terms.shape[0], num_identities, *terms.shape[2:]).index_add(1, pair_identity, terms)
+    mean, mean_square = (sums[..., :-1] / sums[..., -1:].clamp(min=1e-30)).chunk(2, dim=-1)
+    return mean.flatten(-2), (mean_square - mean.square()).flatten(-2)
+
+
+# --- several processes: each makes the same collective calls in the same order, whatever its batch holds -------------
+
+
+def _contrast_processes(model: nn.Module) -> int:
+    """Number of processes that share a contrast: all of them in training, otherwise this one."""
+    if model.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def _items_per_process(num_items: torch.Tensor, num_processes: int) -> torch.Tensor:
+    """The divisor that turns the sum over this process's `num_items` `()` items into a term whose mean over the
+    processes is the mean over all items."""
+    num_items = num_items.float()
+    if num_processes > 1:
+        torch.distributed.all_reduce(num_items)
+    return num_items.clamp(min=1) / num_processes
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """`(batch, ...)` of each process → `(processes * batch, ...)`, in rank order. A process receives the sum of all
+    processes' gradients of its own rows."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -696,21 +892,19 @@ class GatherWithGradient(torch.autograd.Function):
         return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
-def gather_mixtures(
+def _gather_mixtures(
     speaker_ids: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """
-    `speaker_ids` (B, C), `memory` (B, M, D) and `memory_mask` (B, M) of the mixtures of all processes, and how many of
-    them come before those of this one. B and M may differ: the smaller are padded, with mixtures of nobody.
-    """
-    gather = GatherWithGradient.apply
+    """The mixtures of all processes, and how many of them precede those of this process. Smaller batches and shorter
+    memories are padded, with mixtures that hold no identity."""
+    gather = _GatherWithGradient.apply
     sizes = gather(torch.tensor([memory.shape[:2]], device=memory.device))
     num_rows, length = sizes.amax(dim=0).tolist()
     missing_rows, missing_length = num_rows - memory.shape[0], length - memory.shape[1]
     return (
         gather(F.pad(speaker_ids, (0, 0, 0, missing_rows), value=-100)),
         gather(F.pad(memory, (0, 0, 0, missing_length, 0, missing_rows))),
-        gather(F.pad(memory_mask.byte(), (0, missing_length, 0, missing_rows))),
+        gather(F.pad(memory_mask.byte(), (0, missing_length, 0, missing_rows))).bool(),
         num_rows * torch.distributed.get_rank(),
     )
 
@@ -719,7 +913,7 @@ def gather_mixtures(
 
 
 class CSCPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the flags by which Transformers handles every CSC model."""
+    """Weight initialisation, and the flags that tell Transformers what all CSC models support."""
 
     config: CSCConfig
     base_model_prefix = "csc"
@@ -731,13 +925,13 @@ class CSCPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What a pre-training checkpoint has beyond a head, or beyond the base model, is no sign of a mistake.
+    # Parts of a pre-training checkpoint that a head or the base model does not use.
     _keys_to_ignore_on_load_unexpected = [r"^aggregator\.", r"^log_contrastive_scale$", r"^(csc\.)?separator\."]
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
 
     def get_input_embeddings(self) -> None:
-        """There is no vocabulary. Accelerate asks, to shard its embeddings apart."""
+        """There is no vocabulary. Accelerate asks, to place its embeddings."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -758,7 +952,7 @@ class CSCPreTrainedModel(PreTrainedModel):
 
 class CSCModel(CSCPreTrainedModel):
     """
-    The separative encoder: a shared trunk, C slots, and for each slot a speaker branch and, with `add_separator`, a
+    The separative encoder: a shared trunk, slots, and for each slot a speaker branch and, with `add_separator`, a
     separation branch.
 
     Args:
@@ -776,8 +970,7 @@ class CSCModel(CSCPreTrainedModel):
     torch.Size([1, 2, 32])
     ```"""
 
-    _auto_class = "AutoModel"
-    # Only the trunk is recorded: the branches' tensors have another batch axis.
+    # Only the trunk is recorded: the batch axis of the branches is batch * slots.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(CSCBlock, index=0, layer_name="layers"),
         "attentions": OutputRecorder(CSCAttention, index=1, layer_name="layers"),
@@ -804,14 +997,15 @@ class CSCModel(CSCPreTrainedModel):
     ) -> CSCModelOutput:
         r"""
         Args:
-            input_values (`torch.FloatTensor` of shape `(B, T)`): Mono waveforms at `config.sampling_rate`. Their level
-                does not matter.
-            attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 1 for samples, 0 for padding, which must
-                stand on the right. Padding does not change the output.
+            input_values (`torch.FloatTensor` of shape `(batch, samples)`): Mono waveforms at `config.sampling_rate`.
+                Their level does not matter.
+            attention_mask (`torch.LongTensor` of shape `(batch, samples)`, *optional*): 1 for samples, 0 for padding
+                on the right. Padding does not change the output.
 
         Raises:
-            ValueError: If `input_values` is not `(B, T)` with at least one sample, or `attention_mask` differs in
-            shape.
+            ValueError: If `input_values` is not `(batch, samples)` with at least one sample, or holds NaN or infinite
+                samples; if `attention_mask` has another shape, or a row that is not ones followed by zeros. Compiled
+                and exported models check shapes only.
         """
         if input_values.dim() != 2 or input_values.shape[1] == 0:
             raise ValueError(
@@ -822,15 +1016,19 @@ class CSCModel(CSCPreTrainedModel):
         check_shape("attention_mask", attention_mask, input_values.shape)
         config, num_samples = self.config, input_values.shape[1]
         lengths = attention_mask.sum(dim=-1)
+        waveform = input_values.float().masked_fill(attention_mask == 0, 0.0)
+        check_recordings(waveform, attention_mask, lengths)
+
         size, hop, num_segments = config.segment_length, config.segment_length // 2, config.num_segments(num_samples)
-        # Frames up to the end of the last segment but half of it, so that segments come out whole.
+        # Without the second half of the last segment, the frames fill the half-overlapping segments exactly.
         frame_mask = length_mask(config.num_frames(lengths), (num_segments - 1) * hop)
         segment_mask = length_mask(config.num_segments(lengths), num_segments)
 
-        # Unit power, so that neither quiet recordings nor half precision lose anything.
-        waveform = input_values.float() * attention_mask
-        level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8
-        features, encoded = self.front_end(waveform / level, frame_mask[..., None])
+        # To unit power, so that neither quiet recordings nor half precision lose anything.
+        scale = headroom(waveform)
+        waveform = waveform * scale
+        level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8 * scale
+        features, encoded = self.front_end(waveform / level, frame_mask[..., None], self.dtype)
 
         hidden_states = split_frames(features * frame_mask[..., None], size, hop, num_segments).flatten(1, 2)
         frame_mask = split_frames(frame_mask[..., None].to(features.dtype), size, hop, num_segments)
@@ -839,7 +1037,7 @@ class CSCModel(CSCPreTrainedModel):
             hidden_states = layer(hidden_states, frame_mask, attention_bias, **kwargs)
         last_hidden_state = masked_mean(hidden_states.unflatten(1, (-1, size)), frame_mask, dim=2)
 
-        # From here on the batch is B·C: each slot goes its own way.
+        # From here on, slots are rows of the batch: (batch * slots, ...).
         slots = self.slot_activation(self.slots(hidden_states)).mul_(frame_mask.flatten(1, 2))
         slots = slots.unflatten(-1, (config.num_sources, -1)).permute(0, 2, 1, 3).flatten(0, 1)
         frame_mask = frame_mask.repeat_interleave(config.num_sources, dim=0)
@@ -849,7 +1047,9 @@ class CSCModel(CSCPreTrainedModel):
         sources = None
         if self.separator is not None:
             sources = self.separator(slots, frame_mask, attention_bias, encoded, num_samples, **kwargs)
-            sources = sources * level[..., None] * attention_mask[:, None]
+            sources = sources * level[..., None] * attention_mask[:, None] / scale[..., None]
+            largest = torch.finfo(sources.dtype).max
+            sources = sources.clamp(-largest, largest)
 
         by_slot = (-1, config.num_sources)
         return CSCModelOutput(
@@ -860,23 +1060,22 @@ class CSCModel(CSCPreTrainedModel):
             sources=sources,
         )
 
-    def _attention_bias(self, features: torch.Tensor, segment_mask: torch.Tensor):
-        """What the chosen attention implementation wants to be told of the padded segments."""
+    def _attention_bias(self, features: torch.Tensor, segment_mask: torch.Tensor) -> torch.Tensor | None:
+        """Padding mask over segments in the form that the attention implementation takes."""
         embeds = features.new_empty(*segment_mask.shape, features.shape[-1])
         return create_bidirectional_mask(self.config, embeds, segment_mask)
 
 
 class CSCForPreTraining(CSCPreTrainedModel):
     """
-    CSC's pre-training: separates the sources, and maximises the mutual information between each slot's embedding and
-    the global speaker vector of its identity, read by cross-attention from the other mixtures that contain it.
+    CSC pre-training. It separates the sources, and maximises the mutual information between the embedding of each slot
+    and the global speaker vector of its identity, which cross-attention reads from other mixtures with that identity.
 
-    In training mode, and where `torch.distributed` is initialised, the contrast is over the mixtures of all processes
-    of the default group. Each has to hold mixtures of its own, `speaker_ids` that are equal mean the same speaker in
-    whichever process, and all have to call the model equally often, with `source_values`. The mean of the losses, of
-    the mutual information and of the accuracy over the processes, and of the gradients, as DDP and FSDP average them,
-    are those of all mixtures in one process, where all processes hold equally many. In evaluation mode a process is
-    alone, so that one of them may evaluate while the others wait.
+    In training mode, if `torch.distributed` is initialised, the contrast runs over the mixtures of all processes of
+    the default group. Each process holds its own mixtures, equal `speaker_ids` mean the same speaker in any process,
+    and all processes must call the model equally often, with `source_values`. If they hold equally many mixtures, the
+    averages over processes of losses, metrics and gradients (as DDP and FSDP average them) equal those of one process
+    with all mixtures. In evaluation mode each process is on its own, so one may evaluate while the others wait.
 
     Example:
 
@@ -891,8 +1090,6 @@ class CSCForPreTraining(CSCPreTrainedModel):
     >>> output.loss.backward()
     ```"""
 
-    _auto_class = "AutoModelForPreTraining"
-
     def __init__(self, config: CSCConfig):
         super().__init__(config)
         self.csc = CSCModel(config, add_separator=True)
@@ -900,44 +1097,31 @@ class CSCForPreTraining(CSCPreTrainedModel):
         self.log_contrastive_scale = nn.Parameter(torch.full((1,), math.log(config.contrastive_scale)))
         self.post_init()
 
-    @property
-    def num_processes(self) -> int:
-        """Processes that the contrast is over."""
-        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_world_size()
-        return 1
-
-    def items_per_process(self, num_items: torch.Tensor) -> torch.Tensor:
-        """By what to divide a sum over `num_items` () of this process, such that the mean over the processes is the
-        mean over the items of all."""
-        num_items = num_items.float()
-        if self.num_processes > 1:
-            torch.distributed.all_reduce(num_items)
-        return num_items.clamp(min=1) / self.num_processes
-
     def aggregate(
         self, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        The global speaker vector: what several recordings of a speaker, each possibly with others in it, tell of the
+        The global speaker vector: what several recordings, each possibly with other speakers in it, tell about the
         speaker of an embedding.
 
         Args:
-            query: Speaker embeddings, (..., E).
-            memory: `source_hidden_states` of other recordings, all slots and segments of them in one row, (..., M, D).
-            memory_mask: 1 for real segments, (..., M). `None`: all are.
+            query: Speaker embeddings, `(..., speaker_embedding_size)`.
+            memory: `source_hidden_states` of the recordings, all slots and segments concatenated,
+                `(..., memory, hidden_size)`.
+            memory_mask: 1 for real segments, `(..., memory)`. `None` means that all are real.
 
         Returns:
-            Vectors of unit length, (..., E), to be compared with embeddings.
+            Vectors of unit length, `(..., speaker_embedding_size)`, to be compared with embeddings.
         """
         if memory_mask is None:
             memory_mask = torch.ones(memory.shape[:-1], device=memory.device)
-        return self._global_speaker_vector(self.aggregator(query, memory, memory_mask.bool())[0])
+        mean, variance = self.aggregator(query, memory, memory_mask.bool())
+        return self._global_speaker_vectors(mean, variance, memory.dtype)
 
-    def _global_speaker_vector(self, moments: torch.Tensor) -> torch.Tensor:
-        """(..., heads, 2, D / heads) → (..., E)."""
-        mean, mean_square = moments.transpose(-3, -2).flatten(-2).unbind(-2)
-        return self.csc.speaker_branch.embed(self.csc.speaker_branch.statistics(mean, mean_square))
+    def _global_speaker_vectors(self, mean: torch.Tensor, variance: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`(..., hidden_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes its embeddings."""
+        statistics = pooled_statistics(mean, variance).to(dtype)
+        return F.normalize(self.csc.speaker_branch.embedding(statistics).float(), dim=-1)
 
     @can_return_tuple
     def forward(
@@ -946,164 +1130,157 @@ class CSCForPreTraining(CSCPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         source_values: torch.Tensor | None = None,
         speaker_ids: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CSCForPreTrainingOutput:
         r"""
         Args:
             input_values, attention_mask: As in [`CSCModel`].
-            source_values (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The sources that the mixtures consist
-                of; zeros where a mixture has fewer. Without them no loss is computed.
-            speaker_ids (`torch.LongTensor` of shape `(B, C)`, *optional*): Identity of each source: equal means the
-                same, −100 means none. Without them, or where no two identities can be told apart, the contrastive loss
-                is zero. An identity found in only one mixture takes no part.
+            source_values (`torch.FloatTensor` of shape `(batch, slots, samples)`, *optional*): The sources that the
+                mixtures consist of; zeros for the missing ones of a mixture with fewer. Without them there is no loss.
+            speaker_ids (`torch.LongTensor` of shape `(batch, slots)`, *optional*): Identity of each source. Equal
+                numbers mean the same identity, -100 means none. Without them, or if no two identities can be told
+                apart, the contrastive loss is zero. An identity in only one mixture takes no part.
+            return_loss (`bool`, defaults to `True`): Whether to compute the losses, if `source_values` are given.
 
         Raises:
             ValueError: If `source_values` or `speaker_ids` do not fit the input, or the latter come alone.
         """
         batch, num_sources = input_values.shape[0], self.config.num_sources
         if source_values is None and speaker_ids is not None:
-            raise ValueError("`speaker_ids` need `source_values`, by which each slot finds its speaker.")
+            raise ValueError("`speaker_ids` need `source_values`, which tell the slot of each speaker.")
         check_shape("source_values", source_values, (batch, num_sources, *input_values.shape[1:]))
         check_shape("speaker_ids", speaker_ids, (batch, num_sources))
-        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
-        output = CSCForPreTrainingOutput(
+        outputs = self.csc(input_values, attention_mask, **kwargs)
+        losses = {}
+        if source_values is not None and return_loss:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_values, dtype=torch.long)
+            if speaker_ids is None:
+                speaker_ids = torch.full((batch, num_sources), -100, device=input_values.device)
+            losses = self._losses(outputs, attention_mask, source_values, speaker_ids)
+        return CSCForPreTrainingOutput(
+            **losses,
             sources=outputs.sources,
             source_embeddings=outputs.source_embeddings,
             source_activity=outputs.source_activity,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        if source_values is None:
-            return output
 
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        if speaker_ids is None:
-            speaker_ids = torch.full((batch, num_sources), -100, device=input_values.device)
-        output.separation_loss, output.permutation, present = permutation_invariant_separation_loss(
-            outputs.sources, source_values, attention_mask, self.config.si_snr_threshold
+    def _losses(
+        self, outputs, attention_mask: torch.Tensor, source_values: torch.Tensor, speaker_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The fields of [`CSCForPreTrainingOutput`] that need the sources."""
+        config, num_processes = self.config, _contrast_processes(self)
+        separation_loss, permutation, present = permutation_invariant_separation_loss(
+            outputs.sources, source_values, attention_mask, config.si_snr_threshold
         )
         num_present = present.sum()
-        output.separation_loss = output.separation_loss * (num_present / self.items_per_process(num_present))
-        output.activity_loss = slot_activity_loss(outputs.source_activity, output.permutation, present)
-        # From slot order to target order: only now does it matter which slot holds whom.
-        embeddings = outputs.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
-        num_segments = self.config.num_segments(attention_mask.sum(dim=-1))
+        separation_loss = separation_loss * (num_present / _items_per_process(num_present, num_processes))
+        activity_loss = slot_activity_loss(outputs.source_activity, permutation, present)
+
+        # From slot order to target order.
+        embeddings = outputs.source_embeddings.take_along_dim(permutation[..., None], dim=1)
+        num_segments = config.num_segments(attention_mask.sum(dim=-1))
         segment_mask = length_mask(num_segments, outputs.source_hidden_states.shape[2])
-        (
-            output.contrastive_loss,
-            output.mutual_information,
-            output.contrastive_accuracy,
-            output.global_speaker_vectors,
-        ) = self.contrast(
-            embeddings,
-            speaker_ids.masked_fill(~present, -100),
-            outputs.source_hidden_states.flatten(1, 2),
-            segment_mask.repeat(1, num_sources),
+        speaker_ids = speaker_ids.masked_fill(~present, -100)
+        mixtures = speaker_ids, outputs.source_hidden_states.flatten(1, 2), segment_mask.repeat(1, config.num_sources)
+        first = 0
+        if num_processes > 1:
+            *mixtures, first = _gather_mixtures(*mixtures)
+        contrast = self._contrast(embeddings, speaker_ids, *mixtures, first)
+        loss = (
+            config.separation_loss_weight * separation_loss
+            + config.contrastive_loss_weight * contrast["contrastive_loss"]
+            + config.activity_loss_weight * activity_loss
         )
-        output.loss = (
-            self.config.separation_loss_weight * output.separation_loss
-            + self.config.contrastive_loss_weight * output.contrastive_loss
-            + self.config.activity_loss_weight * output.activity_loss
-        )
-        return output
+        return contrast | {
+            "loss": loss,
+            "separation_loss": separation_loss,
+            "activity_loss": activity_loss,
+            "permutation": permutation,
+        }
 
-    def contrast(
-        self, embeddings: torch.Tensor, speaker_ids: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _contrast(
+        self,
+        embeddings: torch.Tensor,
+        speaker_ids: torch.Tensor,
+        mixture_ids: torch.Tensor,
+        memory: torch.Tensor,
+        memory_mask: torch.Tensor,
+        first: int = 0,
+    ) -> dict[str, torch.Tensor]:
         """
-        The probabilistic contrastive loss. Every identity answers the *same* query with its own global speaker vector:
-        were each identity's vector made from its own query, the positive alone would have seen the embedding that it
-        is compared with, and the loss would fall without anything being learnt of speakers.
-
-        Nor may the memories differ in anything but whose they are, see [`memories`].
+        The probabilistic contrastive loss. Every identity answers the *same* query with its global speaker vector. If
+        each vector were made from a query of its own identity, only the positive would have seen the embedding that it
+        is compared with, and the loss would fall although nothing is learnt about speakers.
 
         Args:
-            embeddings: Speaker embeddings in the order of the targets, (B, C, E).
-            speaker_ids: Their identities, (B, C); negative means none.
-            memory: Segment-level speaker representations of all slots of each mixture, (B, M, D). Nobody says which
-                slot is whose.
-            memory_mask: 1 for real segments, (B, M).
+            embeddings: Of this process's targets, `(batch, slots, speaker_embedding_size)`.
+            speaker_ids: Their identities, `(batch, slots)`; negative means none.
+            mixture_ids: Identities in the mixtures of all processes, `(mixtures, slots)`.
+            memory: Segment vectors of these mixtures, `(mixtures, memory, hidden_size)`. Nothing says which slot holds
+                which identity.
+            memory_mask: False for padded segments, `(mixtures, memory)` bool.
+            first: Row of this process's first mixture among all.
 
         Returns:
-            loss, mutual information, accuracy, each of shape (), and the global speaker vector of each embedding's own
-            identity, (B, C, E), zero where it takes no part.
+            The fields of [`CSCForPreTrainingOutput`] that describe the contrast.
         """
-        everyone, num_before = speaker_ids, 0
-        if self.num_processes > 1:
-            everyone, memory, memory_mask, num_before = gather_mixtures(speaker_ids, memory, memory_mask)
         known = speaker_ids >= 0
-        mixture = known.nonzero()[:, 0] + num_before
-        identities = everyone[everyone >= 0].unique()
-        contains = (everyone[None] == identities[:, None, None]).any(-1)  # (N, B)
-        own = speaker_ids[known][:, None] == identities  # (I, N)
-        visible = self.memories(contains, (everyone >= 0).sum(-1), own, mixture)
-        candidate = visible.any(-1)  # (I, N)
-        takes_part = (candidate & own).any(-1) & (candidate.sum(-1) > 1)
-        num_queries = self.items_per_process(takes_part.sum())
+        query_mixture = known.nonzero()[:, 0] + first
+        identities, inverse = mixture_ids[mixture_ids >= 0].unique(return_inverse=True)
+        contains = torch.zeros(len(identities), len(mixture_ids), dtype=torch.bool, device=memory.device)
+        contains[inverse, (mixture_ids >= 0).nonzero()[:, 0]] = True
+        pair_identity, pair_mixture = contains.nonzero().unbind(1)
+        query_identity = torch.searchsorted(identities, speaker_ids[known])
+        visible, candidate = _memories(
+            contains, (mixture_ids >= 0).sum(-1), pair_identity, pair_mixture, query_identity, query_mixture
+        )
+        takes_part = candidate.gather(1, query_identity[:, None])[:, 0] & (candidate.sum(-1) > 1)
+        num_queries = _items_per_process(takes_part.sum(), _contrast_processes(self))
 
-        # There may be no query at all. The graph is the same then, so that every process has the same gradients.
-        query, identity = embeddings[known][takes_part], torch.searchsorted(identities, speaker_ids[known][takes_part])
+        # There may be no query. The graph is the same then, so that every process has the same gradients.
+        embedding, identity = embeddings[known][takes_part], query_identity[takes_part, None]
         visible, candidate = visible[takes_part], candidate[takes_part]
-        moments = self.aggregator.answer(query, memory, memory_mask.bool(), visible)
-        answers = self._global_speaker_vector(moments)  # (I, N, E)
-        distances = (query[:, None].float() - answers).square().sum(-1)
-        logits = -self.log_contrastive_scale.float().exp() * distances
-        logits = logits.masked_fill(~candidate, torch.finfo(logits.dtype).min)
-        log_p = logits.log_softmax(-1)
-        own_log_p = log_p.take_along_dim(identity[:, None], dim=1)
-        loss = -own_log_p.sum() / num_queries
-        with torch.no_grad():
-            mutual_information = (candidate.sum(-1, keepdim=True).log() + own_log_p).sum() / num_queries
-            accuracy = (log_p <= own_log_p).all(-1).sum() / num_queries
-            vectors = embeddings.new_zeros(embeddings.shape)
-            vectors[known.nonzero()[takes_part].unbind(1)] = answers.take_along_dim(
-                identity[:, None, None], dim=1
-            ).squeeze(1)
-        return loss, mutual_information, accuracy, vectors
+        query, key = self.aggregator.queries(embedding, memory.dtype), self.aggregator.keys(memory)
+        scale = self.log_contrastive_scale.float().exp()
 
-    @staticmethod
-    def memories(
-        contains: torch.Tensor, num_speakers: torch.Tensor, own: torch.Tensor, mixture: torch.Tensor
-    ) -> torch.Tensor:
-        """
-        Which mixtures the memory of each identity consists of, for each query.
+        def contrast(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            """log p(own identity), whether it is the highest, and its vector, for some of the queries."""
+            mean, variance = _answers(
+                query[rows], key, memory, memory_mask, visible[rows], pair_identity, pair_mixture, len(identities)
+            )
+            answers = self._global_speaker_vectors(mean, variance, memory.dtype)
+            distances = (embedding[rows, None].float() - answers).square().sum(-1)
+            logits = (-scale * distances).masked_fill(~candidate[rows], torch.finfo(distances.dtype).min)
+            log_p = logits.log_softmax(-1)
+            own_log_p = log_p.take_along_dim(identity[rows], dim=1)
+            own_vectors = answers.take_along_dim(identity[rows, None], dim=1).squeeze(1)
+            return own_log_p.squeeze(1), (log_p <= own_log_p).all(-1), own_vectors
 
-        Of its own identity a query sees every mixture but its own. Of any other, it sees as many mixtures, with the
-        same numbers of speakers, in none of which its identity speaks; where there are not as many, that identity is
-        no candidate. Otherwise the own identity, which lacks the query's mixture, would be known by its smaller
-        memory, or by how many speak in it: a network that is trained on noise finds that within minutes.
+        # In parts, if need be, that are computed again in the backward pass: memory then grows with the mixtures, not
+        # with queries × mixtures.
+        num_elements = max(key[..., 0].numel(), 2 * memory.shape[-1] * len(pair_mixture))
+        parts = torch.arange(len(embedding), device=memory.device).split(max(1, CONTRAST_ELEMENTS // num_elements))
+        if len(parts) > 1:
+            contrast = functools.partial(checkpoint, contrast, use_reentrant=False, preserve_rng_state=False)
+        own_log_p, hit, own_vectors = (torch.cat(results) for results in zip(*map(contrast, parts), strict=True))
 
-        Args:
-            contains: Whether identity n speaks in mixture b, (N, B).
-            num_speakers: Identities in each mixture, (B,).
-            own: Whether identity n is that of query i, (I, N).
-            mixture: The mixture of each query, (I,).
-
-        Returns:
-            (I, N, B) bool.
-        """
-        # Axis B is turned for each query to begin behind its own mixture, so that no mixture is favoured by its place.
-        num_mixtures = contains.shape[1]
-        turn = (mixture[:, None] + 1 + torch.arange(num_mixtures, device=mixture.device)) % num_mixtures  # (I, B)
-        holds_own = (own.float() @ contains.float()).bool()  # (I, B)
-        eligible = torch.where(own[..., None], holds_own[:, None], contains & ~holds_own[:, None])
-        eligible = eligible.take_along_dim(turn[:, None], dim=2)
-        eligible[..., -1] = False  # the query's own mixture
-        chosen, complete = torch.zeros_like(eligible), torch.ones_like(own)
-        for kind in num_speakers.unique():
-            of_kind = eligible & (num_speakers[turn] == kind)[:, None]
-            wanted = (of_kind & own[..., None]).sum((1, 2))[:, None, None]
-            chosen |= of_kind & (of_kind.cumsum(-1) <= wanted)
-            complete &= of_kind.sum(-1) >= wanted[..., 0]
-        chosen &= complete[..., None]
-        return torch.zeros_like(chosen).scatter(2, turn[:, None].expand_as(chosen), chosen)
+        vectors = embeddings.new_zeros(embeddings.shape)
+        vectors[known.nonzero()[takes_part].unbind(1)] = own_vectors.detach()
+        own_log_p_sum = own_log_p.sum()
+        return {
+            "contrastive_loss": -own_log_p_sum / num_queries,
+            "mutual_information": (candidate.sum(-1).log().sum() + own_log_p_sum.detach()) / num_queries,
+            "contrastive_accuracy": hit.sum() / num_queries,
+            "global_speaker_vectors": vectors,
+        }
 
 
 class CSCForSpeechSeparation(CSCPreTrainedModel):
-    """CSC that returns the waveform of each speaker of a mixture, with his embedding and whether the slot is used."""
-
-    _auto_class = "CSCForSpeechSeparation"  # no Auto class separates speech: the name only has the code saved along
+    """CSC that returns the waveform of each speaker of a mixture, their embedding, and whether the slot is used."""
 
     def __init__(self, config: CSCConfig):
         super().__init__(config)
@@ -1121,16 +1298,16 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
         r"""
         Args:
             input_values, attention_mask: As in [`CSCModel`].
-            labels (`torch.FloatTensor` of shape `(B, C, T)`, *optional*): The sources, in any order; zeros where a
-                mixture has fewer. The loss does not train the speaker embedding: distributed training needs
-                `find_unused_parameters=True`.
+            labels (`torch.FloatTensor` of shape `(batch, slots, samples)`, *optional*): The sources, in any order;
+                zeros for the missing ones of a mixture with fewer. The loss does not train the speaker embedding:
+                distributed training needs `find_unused_parameters=True`.
 
         Raises:
-            ValueError: If `labels` are not `(B, C, T)`.
+            ValueError: If `labels` have another shape.
         """
         batch, num_sources = input_values.shape[0], self.config.num_sources
         check_shape("labels", labels, (batch, num_sources, *input_values.shape[1:]))
-        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        outputs = self.csc(input_values, attention_mask, **kwargs)
         loss = None
         if labels is not None:
             if attention_mask is None:
@@ -1151,15 +1328,13 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
 
 
 class CSCForXVector(CSCPreTrainedModel):
-    """CSC with one speaker embedding a recording, for verification, and an additive angular margin softmax over
+    """CSC with one speaker embedding per recording, for verification, and an additive angular margin softmax over
     `config.num_labels` training speakers."""
-
-    _auto_class = "AutoModelForAudioXVector"
 
     def __init__(self, config: CSCConfig):
         super().__init__(config)
         self.csc = CSCModel(config)
-        self.classifier = nn.Linear(config.speaker_embedding_size, config.num_labels, bias=False)
+        self.classifier = nn.Linear(config.speaker_embedding_size, cast(int, config.num_labels), bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -1173,16 +1348,19 @@ class CSCForXVector(CSCPreTrainedModel):
         r"""
         Args:
             input_values, attention_mask: As in [`CSCModel`].
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): Training speaker of each recording.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Training speaker of each recording.
 
         Returns:
-            [`XVectorOutput`] with `logits` (B, num_labels), the scaled cosines without margin, and `embeddings` (B, E)
-            of unit length.
+            [`XVectorOutput`] with `logits` of shape `(batch, num_labels)`, the scaled cosines without margin, and
+            `embeddings` of unit length, of shape `(batch, speaker_embedding_size)`.
         """
-        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        outputs = self.csc(input_values, attention_mask, **kwargs)
         embeddings = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
         with full_precision(embeddings):
-            cosines = embeddings @ F.normalize(self.classifier.weight.float(), dim=-1).T
+            # The class vectors are what the classifier makes of the identity matrix. Its weight is not read, so that
+            # adapters, offloading and quantisers, which replace its forward, take part.
+            axes = torch.eye(embeddings.shape[-1], dtype=self.dtype, device=embeddings.device)
+            cosines = embeddings @ F.normalize(self.classifier(axes).float(), dim=0)
         loss = None
         if labels is not None:
             loss = additive_angular_margin_loss(cosines, labels, self.config.xvector_margin, self.config.xvector_scale)
@@ -1199,13 +1377,11 @@ class CSCForSequenceClassification(CSCPreTrainedModel):
     """CSC that classifies a recording (language, emotion, command, ...) by the mean of the shared trunk and the
     embedding of its main speaker."""
 
-    _auto_class = "AutoModelForAudioClassification"
-
     def __init__(self, config: CSCConfig):
         super().__init__(config)
         self.csc = CSCModel(config)
         self.projector = nn.Linear(config.hidden_size + config.speaker_embedding_size, config.classifier_proj_size)
-        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        self.classifier = nn.Linear(config.classifier_proj_size, cast(int, config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -1219,10 +1395,10 @@ class CSCForSequenceClassification(CSCPreTrainedModel):
         r"""
         Args:
             input_values, attention_mask: As in [`CSCModel`].
-            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for multi-label problems, *optional*): What
-                `config.problem_type` says: class indices, values, or zeros and ones.
+            labels (`torch.Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*): Class indices, values, or
+                zeros and ones for each label, depending on `config.problem_type`.
         """
-        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        outputs = self.csc(input_values, attention_mask, **kwargs)
         trunk = outputs.last_hidden_state
         lengths = trunk.new_full((trunk.shape[0],), input_values.shape[1], dtype=torch.long)
         if attention_mask is not None:
@@ -1243,13 +1419,12 @@ class CSCForAudioFrameClassification(CSCPreTrainedModel):
     """CSC that gives each segment (every `config.segment_stride` samples) any number of labels: who speaks when, with
     overlap, or any other activity."""
 
-    _auto_class = "AutoModelForAudioFrameClassification"
-
     def __init__(self, config: CSCConfig):
         super().__init__(config)
         self.csc = CSCModel(config)
         slot_size = config.hidden_size + config.speaker_embedding_size
-        self.classifier = nn.Linear(config.hidden_size + config.num_sources * slot_size, config.num_labels)
+        num_features = config.hidden_size + config.num_sources * slot_size
+        self.classifier = nn.Linear(num_features, cast(int, config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -1263,15 +1438,16 @@ class CSCForAudioFrameClassification(CSCPreTrainedModel):
         r"""
         Args:
             input_values, attention_mask: As in [`CSCModel`].
-            labels (`torch.FloatTensor` of shape `(B, S, num_labels)`, *optional*): 1 where a label holds in a segment,
-                0 where it does not, −100 where it is unknown or padding. S is `config.num_segments(T)`.
+            labels (`torch.FloatTensor` of shape `(batch, segments, num_labels)`, *optional*): 1 if a label holds in a
+                segment, 0 if not, -100 if that is unknown or the segment is padding. There are
+                `config.num_segments(samples)` segments.
 
         Raises:
             ValueError: If `labels` have another shape.
         """
-        outputs: CSCModelOutput = self.csc(input_values, attention_mask, **kwargs)
+        outputs = self.csc(input_values, attention_mask, **kwargs)
         trunk, slots = outputs.last_hidden_state, outputs.source_hidden_states
-        # What each slot says now and whom it holds, as far as it holds anybody.
+        # What each slot holds in a segment, and whose voice, weighted by whether it holds anybody.
         speakers = outputs.source_embeddings[:, :, None].expand(-1, -1, slots.shape[2], -1).to(slots.dtype)
         active = outputs.source_activity.sigmoid().to(slots.dtype)[..., None, None]
         slots = (torch.cat([slots, speakers], dim=-1) * active).transpose(1, 2).flatten(2)
@@ -1287,15 +1463,8 @@ class CSCForAudioFrameClassification(CSCPreTrainedModel):
         )
 
 
-__all__ = [
-    "CSCForAudioFrameClassification",
-    "CSCForPreTraining",
-    "CSCForPreTrainingOutput",
-    "CSCForSequenceClassification",
-    "CSCForSpeechSeparation",
-    "CSCForXVector",
-    "CSCModel",
-    "CSCModelOutput",
-    "CSCPreTrainedModel",
-    "CSCSeparationOutput",
-]
+for _name, _auto_class in MODEL_CLASSES.items():
+    # Saving a model also saves the code. A class that no Auto class loads stands in `auto_map` under its own name.
+    globals()[_name]._auto_class = _auto_class or _name
+
+__all__ = list(MODEL_CLASSES) + ["CSCPreTrainedModel", "CSCModelOutput", "CSCForPreTrainingOutput", "CSCSeparationOutput"]

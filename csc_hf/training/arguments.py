@@ -23,11 +23,9 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..configuration_csc import CSCConfig
+from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import MixingConfig
 from ..evaluation.verification import TRAINING_FIGURES
-
-PRESETS = ("tiny", "small", "base")
 
 DATA_SET_OPTIONS = {"path", "probability", "split", "name", "revision"}
 DATA_SET_OPTIONS |= {"audio_column", "speaker_column", "source_column", "id_column"}

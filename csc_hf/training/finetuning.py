@@ -17,14 +17,14 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, get_scheduler
 
-from ..configuration_csc import CSCConfig
+from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import Clip, MixtureRecipe, mix
 from ..data.reservoir import Reservoir, ReservoirConfig
 from ..data.utterances import UtteranceStream, check_unique_ids
 from ..evaluation.trials import TrialSet, build_trials
 from ..feature_extraction_csc import CSCFeatureExtractor
 from ..modeling_csc import CSCModel
-from .arguments import FILE_ENDINGS, PRESETS, HelpFormatter, option
+from .arguments import FILE_ENDINGS, HelpFormatter, option
 from .checkpoints import begin_folder, move_files
 from .corpora import open_data, usable_utterances
 from .distributed import create_training_arguments
@@ -230,7 +230,7 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
     if labels is not None:
         options |= {"id2label": id2label, "label2id": {label: number for number, label in id2label.items()}}
     if name in PRESETS:
-        return model_class(getattr(CSCConfig, name)(**options))
+        return model_class(PRESETS[name](**options))
     saved = CSCConfig.from_pretrained(name)
     has_head = labels is not None and model_class.__name__ in (saved.architectures or [])
     former = saved.id2label or {}

@@ -23,14 +23,14 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..audio import SAMPLING_RATE
-from ..configuration_csc import CSCConfig
+from ..configuration_csc import PRESETS, CSCConfig
 from ..data.stream import MixtureBatch, Shard
 from ..evaluation.reports import format_report
 from ..evaluation.trials import build_trials
 from ..evaluation.verification import TRAINING_FIGURES, evaluate, training_figures
 from ..feature_extraction_csc import CSCFeatureExtractor
 from ..modeling_csc import CSCForPreTraining
-from .arguments import PRESETS, PretrainingArguments
+from .arguments import PretrainingArguments
 from .checkpoints import (
     begin_folder,
     checkpoint_step,
@@ -441,7 +441,7 @@ def build_config(options: Mapping[str, Any]) -> CSCConfig:
     preset = fields.pop("preset")
     if preset not in PRESETS:
         raise SystemExit(f"model preset {preset!r}: choose from {', '.join(PRESETS)}")
-    config = getattr(CSCConfig, preset)(**fields)
+    config = PRESETS[preset](**fields)
     if config.num_sources < 2:
         raise SystemExit(f"num_sources {config.num_sources}: mixtures to separate need at least 2")
     if config.sampling_rate != SAMPLING_RATE:

@@ -267,7 +267,8 @@ def field_descriptions(config_class: type) -> dict[str, str]:
     """What the docstring of a class says of each field, by name, in sections `Args:` or `Attributes:`."""
     docstring = re.sub(r" \[[A-Z]\]", "", inspect.getdoc(config_class) or "")  # marks of where a choice comes from
     found = re.findall(r"^    (\w+)(?: \(.*?\))?: (.*(?:\n     .*)*)", docstring, flags=re.MULTILINE)
-    return {name: " ".join(text.split()).removesuffix(".") for name, text in found}
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in found if name in fields}
 
 
 def _read_yaml(

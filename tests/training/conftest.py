@@ -3,19 +3,7 @@ import tempfile
 
 import huggingface_hub
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from hub_server import running_hub
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_state_of_accelerate():
-    """Each module begins as a new process does: Accelerate's settings are global."""
-    reset_accelerate()
-
-
-def reset_accelerate():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from csc_hf import CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig, MixtureRecipe
-from csc_hf.data.reservoir import ReservoirConfig
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.verification import evaluate
@@ -31,7 +30,15 @@ from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.training.arguments import option
 from csc_hf.training.corpora import UNLABELLED, open_data
 from csc_hf.training.distributed import create_accelerator
-from csc_hf.training.finetuning import SpeechArguments, load_model, open_speech, parse_arguments, save, train
+from csc_hf.training.finetuning import (
+    SpeechArguments,
+    load_model,
+    open_speech,
+    parse_arguments,
+    reservoir_config,
+    save,
+    train,
+)
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
@@ -136,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
             reverb_probability=args.reverb_probability,
             recorded_noise_probability=args.recorded_noise_probability,
         ),
-        reservoir=ReservoirConfig(seconds=args.reservoir_seconds),
+        reservoir=reservoir_config(args),
         noise=noise,
         seed=args.seed,
         shard=Shard(accelerator.process_index, accelerator.num_processes),

@@ -166,6 +166,12 @@ def _open_all(args: SpeechArguments, paths: Sequence[str], split: str) -> list[U
     return [open_data(args, path, split, corpus=path if len(paths) > 1 else None) for path in paths]
 
 
+def reservoir_config(args: SpeechArguments) -> ReservoirConfig:
+    """How much speech is held, and what of a long recording."""
+    longest = min(ReservoirConfig.max_seconds, args.reservoir_seconds)
+    return ReservoirConfig(seconds=args.reservoir_seconds, max_seconds=longest)
+
+
 class SpeechReservoir:
     """A bounded amount of the speech of known speakers, to draw recipes from and to mix them.
 
@@ -179,9 +185,8 @@ class SpeechReservoir:
     """
 
     def __init__(self, streams: Sequence[UtteranceStream], args: SpeechArguments, rank: int = 0, world_size: int = 1):
-        config = ReservoirConfig(seconds=args.reservoir_seconds)
         self.reservoir = Reservoir(
-            streams, config, seed=args.seed, needs_speaker=True, share=rank, num_shares=world_size
+            streams, reservoir_config(args), seed=args.seed, needs_speaker=True, share=rank, num_shares=world_size
         )
         self.reservoir.fill(progress=rank == 0)
 

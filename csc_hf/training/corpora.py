@@ -59,14 +59,19 @@ def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, 
 
 
 def open_held_out(args: PretrainingArguments) -> UtteranceStream:
-    """The utterances to evaluate on. Where `eval_data` has a single split, it is that one, whatever its name."""
+    """The utterances to evaluate on."""
     split = args.eval_split
-    if isinstance(args.eval_data, str) and not args.eval_data.endswith(FILE_ENDINGS):
-        splits = get_dataset_split_names(args.eval_data)
-        split = splits[0] if len(splits) == 1 else split
+    if isinstance(args.eval_data, str):
+        split = only_split(args.eval_data) or split
     data = args.eval_data or args.train_data
     assert data is not None
     return open_data(args, data, split)
+
+
+def only_split(path: str) -> str | None:
+    """The name of the split of a data set that has a single one; None for others, and for files."""
+    splits = [] if path.endswith(FILE_ENDINGS) else get_dataset_split_names(path)
+    return splits[0] if len(splits) == 1 else None
 
 
 def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,10 +23,9 @@ from ..data.reservoir import Reservoir, ReservoirConfig
 from ..data.utterances import UtteranceStream, check_unique_ids
 from ..evaluation.trials import TrialSet, build_trials
 from ..feature_extraction_csc import CSCFeatureExtractor
-from ..modeling_csc import CSCModel
 from .arguments import FILE_ENDINGS, HelpFormatter, option
 from .checkpoints import begin_folder, move_files
-from .corpora import open_data, usable_utterances
+from .corpora import only_split, open_data, usable_utterances
 from .distributed import create_training_arguments
 from .hub import save_repository
 
@@ -149,7 +148,10 @@ def open_speech(args: SpeechArguments) -> LabelledSpeech:
         ValueError: two rows have the same id.
     """
     training = _open_all(args, args.train_data, "train")
-    held_out = _open_all(args, args.train_data if args.eval_data is None else [args.eval_data], "test")
+    if args.eval_data is None:
+        held_out = _open_all(args, args.train_data, "test")
+    else:
+        held_out = _open_all(args, [args.eval_data], only_split(args.eval_data) or "test")
     rows = itertools.chain.from_iterable(stream.rows() for stream in training)
     speaker_of = {row.id: row.speaker for row in check_unique_ids(rows) if row.speaker is not None}
     speakers = sorted(set(speaker_of.values()))
@@ -249,9 +251,8 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
         len(id2label),
         id2label[0],
     )
-    config = CSCConfig.from_pretrained(name, **options)
-    model = model_class(config)
-    model.csc = CSCModel.from_pretrained(name, config=config)
+    model: Any = model_class(CSCConfig.from_pretrained(name, **options))
+    model.csc.load_state_dict(cast(Any, model_class.from_pretrained(name)).csc.state_dict())
     return model
 
 

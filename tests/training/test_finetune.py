@@ -396,7 +396,9 @@ def test_rows_that_cannot_be_used_are_skipped_and_named(name, tones, tmp_path, c
         rows[number]["speaker_id"] = label
     write(tmp_path / "train", rows)
     shutil.copytree(tones / "test", tmp_path / "test")
-    options = f"{SHORT[name]} --max_steps 20".replace("--eval_seconds 1", "--eval_seconds 0.5")
+    options = SHORT[name].replace("--eval_seconds 1", "--eval_seconds 0.5")
+    if name == "classification":
+        options += " --max_steps 20"  # which reads all recordings
     tune(name, "tiny", tmp_path, tmp_path / "run", *options.split())
     results = results_of(tmp_path / "run")
     if name == "classification":

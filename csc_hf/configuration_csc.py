@@ -1,7 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of Contrastive Separative Coding (CSC) models: every dimension and every loss weight, once."""
+"""Configuration of Contrastive Separative Coding (CSC) models."""
 
 from collections.abc import Callable
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -26,32 +27,33 @@ AUTO_MAP = {
 @strict
 class CSCConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`CSCModel`] and of its heads. The defaults are those of [`CSCConfig.base`].
+    Configuration of a [`CSCModel`] and its heads. The defaults are those of [`CSCConfig.base`].
 
-    Marks: [A] fixed by the CSC paper's abstract (arXiv 2103.00816), [G] from GALR (arXiv 2101.05014), [O] our choice,
-    as is all that has no mark.
+    Marks: [A] fixed by the abstract of the CSC paper (arXiv 2103.00816), [G] from GALR (arXiv 2101.05014), [O] our
+    choice. What has no mark is our choice, too.
 
     Args:
-        sampling_rate (`int`, defaults to 16000): Rate of the input waveform, in Hz [O].
-        front_end (`str`, defaults to `"conv"`): `"conv"`, learnt filters on the raw waveform [G], or `"stft"`, the
-            log-magnitude spectrogram [O], several times cheaper because its hop is longer.
-        conv_kernel (`int`, defaults to 32): Samples in a frame: kernel of the learnt filters, or STFT window.
-        conv_stride (`int`, defaults to 16): Samples between frames: stride, or STFT hop. Divides `conv_kernel`.
-        hidden_size (`int`, defaults to 128): D, width of the GALR blocks [G].
-        local_layer (`str`, defaults to `"lstm"`): What walks along the frames of a segment in both directions:
-            `"lstm"` [G], or `"mingru"` [O], several times cheaper, since no matrix product waits for the frame before.
-        lstm_hidden_size (`int`, defaults to 128): H, width of each direction of the local layer [G].
-        segment_length (`int`, defaults to 64): K, frames in a half-overlapping segment [G]. Even.
-        low_dim (`int`, defaults to 8): Q, rows that a segment is compressed to before global attention [G].
+        sampling_rate (`int`, defaults to 16000): Sampling rate of the input, in Hz [O].
+        front_end (`str`, defaults to `"conv"`): `"conv"`, learnt filters on the raw waveform [G], or `"stft"`, a
+            log-magnitude spectrogram [O]. The latter is several times cheaper because its hop is longer.
+        conv_kernel (`int`, defaults to 32): Samples in a frame: the kernel of the filters, or the STFT window.
+        conv_stride (`int`, defaults to 16): Samples between frames: the stride, or the STFT hop. Divides
+            `conv_kernel`.
+        hidden_size (`int`, defaults to 128): Width of the GALR blocks [G].
+        local_layer (`str`, defaults to `"lstm"`): Recurrence along the frames of a segment, in both directions:
+            `"lstm"` [G] or `"mingru"` [O]. The latter is several times cheaper because only an average is sequential.
+        lstm_hidden_size (`int`, defaults to 128): Width of each direction of the recurrence [G].
+        segment_length (`int`, defaults to 64): Frames in a segment; even, since segments overlap by half [G].
+        low_dim (`int`, defaults to 8): Rows that a segment is compressed to before global attention [G].
         num_attention_heads (`int`, defaults to 8): Heads of the global attention [G] and of the cross-attention [O].
         num_hidden_layers (`int`, defaults to 4): GALR blocks of the shared trunk.
         num_separation_layers (`int`, defaults to 2): GALR blocks of the separation branch.
         num_speaker_layers (`int`, defaults to 2): GALR blocks of the speaker branch.
-        num_sources (`int`, defaults to 2): C, slots: the most speakers that a mixture may hold.
-        speaker_embedding_size (`int`, defaults to 256): E, size of the speaker embedding and of the global speaker
-            vector [O].
-        use_cross_attention (`bool`, defaults to `True`): Whether the global speaker vector is read by cross-attention
-            [A]. Without, all segments of the memory count alike [O], which shows what the attention is worth.
+        num_sources (`int`, defaults to 2): Slots: the most speakers in a mixture.
+        speaker_embedding_size (`int`, defaults to 256): Size of the speaker embedding and of the global speaker vector
+            [O].
+        use_cross_attention (`bool`, defaults to `True`): Whether cross-attention reads the global speaker vector [A].
+            Without it all segments count alike, which shows what the attention is worth [O].
         hidden_dropout (`float`, defaults to 0.1): Dropout on what a block adds to its input [G].
         attention_dropout (`float`, defaults to 0.1): Dropout on attention weights [G].
         layer_norm_eps (`float`, defaults to 1e-5): Added to variances.
@@ -59,17 +61,18 @@ class CSCConfig(PreTrainedConfig):
         separation_loss_weight (`float`, defaults to 0.1): Weight of the negative SI-SNR, which is in dB [O].
         contrastive_loss_weight (`float`, defaults to 1.0): Weight of the contrastive loss, in nats [O].
         activity_loss_weight (`float`, defaults to 0.5): Weight of the slots' binary cross-entropy [O].
-        contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt α that multiplies squared distances
-            in the contrastive loss [O].
-        si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, above which the separation loss saturates [O].
+        contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt scale of the squared distances in
+            the contrastive loss [O].
+        si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
         classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.
         xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
-        calibration (`dict`, *optional*): Of verification scores, by the name of the condition that it was learnt in,
-            such as "clean": what `csc_hf.evaluation.calibration.Calibration.store` puts there [O].
+        calibration (`dict`, *optional*): Calibrations of verification scores, as
+            `csc_hf.evaluation.calibration.Calibration.store` writes them [O].
 
     Raises:
-        StrictDataclassError: For a value of the wrong type or an impossible value; the message names the field.
+        StrictDataclassError: If a value has the wrong type or no model can be built from it. The message names the
+            field.
 
     Example:
 
@@ -119,73 +122,71 @@ class CSCConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def tiny(cls, **overrides) -> "CSCConfig":
+    def tiny(cls, **overrides: Any) -> "CSCConfig":
         """The smallest model that has every part, for tests."""
-        return cls(
-            **{
-                "conv_kernel": 512 if overrides.get("front_end") == "stft" else 32,
-                "conv_stride": 128 if overrides.get("front_end") == "stft" else 16,
-                "hidden_size": 16,
-                "lstm_hidden_size": 16,
-                "segment_length": 32,
-                "low_dim": 4,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 1,
-                "num_separation_layers": 1,
-                "num_speaker_layers": 1,
-                "speaker_embedding_size": 32,
-                "classifier_proj_size": 32,
-            }
-            | overrides
-        )
+        stft = overrides.get("front_end") == "stft"
+        values: dict[str, Any] = {
+            "conv_kernel": 512 if stft else 32,
+            "conv_stride": 128 if stft else 16,
+            "hidden_size": 16,
+            "lstm_hidden_size": 16,
+            "segment_length": 32,
+            "low_dim": 4,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "num_separation_layers": 1,
+            "num_speaker_layers": 1,
+            "speaker_embedding_size": 32,
+            "classifier_proj_size": 32,
+        }
+        return cls(**values | overrides)
 
     @classmethod
-    def small(cls, **overrides) -> "CSCConfig":
+    def small(cls, **overrides: Any) -> "CSCConfig":
         """STFT front end: a model that trains on a CPU."""
-        return cls(
-            **{
-                "front_end": "stft",
-                "conv_kernel": 512,
-                "conv_stride": 128,
-                "hidden_size": 96,
-                "lstm_hidden_size": 96,
-                "segment_length": 16,
-                "low_dim": 4,
-                "num_attention_heads": 4,
-                "num_hidden_layers": 2,
-                "num_separation_layers": 1,
-                "num_speaker_layers": 1,
-                "speaker_embedding_size": 192,
-            }
-            | overrides
-        )
+        values: dict[str, Any] = {
+            "front_end": "stft",
+            "conv_kernel": 512,
+            "conv_stride": 128,
+            "hidden_size": 96,
+            "lstm_hidden_size": 96,
+            "segment_length": 16,
+            "low_dim": 4,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_separation_layers": 1,
+            "num_speaker_layers": 1,
+            "speaker_embedding_size": 192,
+        }
+        return cls(**values | overrides)
 
     @classmethod
-    def base(cls, **overrides) -> "CSCConfig":
-        """Learnt filters on the raw waveform and deep branches, the paper's kind of model, for GPUs."""
+    def base(cls, **overrides: Any) -> "CSCConfig":
+        """Learnt filters on the raw waveform and deep branches, like the paper's models, for GPUs."""
         return cls(**overrides)
 
     def num_frames(self, num_samples):
-        """Frames of a waveform of `num_samples` samples (`int` or integer tensor): each sample lies in
-        `conv_kernel / conv_stride` frames."""
+        """Frames of a waveform of `num_samples` samples (`int` or integer tensor). Each sample lies in
+        `conv_kernel / conv_stride` of them."""
         return -(-num_samples // self.conv_stride) + self.conv_kernel // self.conv_stride - 1
 
     def num_segments(self, num_samples):
-        """S, segments of a waveform of `num_samples` samples (`int` or integer tensor): each frame lies in two."""
+        """Segments of a waveform of `num_samples` samples (`int` or integer tensor). Each frame lies in two of
+        them."""
         return -(-self.num_frames(num_samples) // (self.segment_length // 2)) + 1
 
     @property
     def segment_samples(self) -> int:
-        """The most samples that still fit in the frames of one segment."""
+        """The most samples whose frames fit into one segment."""
         return max(self.segment_length + 1 - self.conv_kernel // self.conv_stride, 1) * self.conv_stride
 
     @property
     def segment_stride(self) -> int:
-        """Samples between the starts of two segments; segment s is centred near sample s · `segment_stride`."""
+        """Samples between the starts of two segments. Segment `s` is centred near sample `s * segment_stride`."""
         return self.segment_length // 2 * self.conv_stride
 
     def validate_architecture(self):
-        """Raises for values that no model can be built from."""
+        """Raises a `ValueError` for values that no model can be built from."""
         positive = (
             "sampling_rate conv_kernel conv_stride hidden_size lstm_hidden_size segment_length low_dim "
             "num_attention_heads num_hidden_layers num_separation_layers num_speaker_layers num_sources "
@@ -226,7 +227,7 @@ class CSCConfig(PreTrainedConfig):
             raise ValueError(f"`hidden_size` must be even (sine and cosine positions), got {self.hidden_size}.")
 
 
-CSCConfig._auto_class = "AutoConfig"  # saving a config or a model also saves this file
+CSCConfig._auto_class = "AutoConfig"  # saving a configuration also saves this file
 
 PRESETS: dict[str, Callable[..., CSCConfig]] = {
     "tiny": CSCConfig.tiny,

@@ -2,9 +2,9 @@
 """
 Contrastive Separative Coding (CSC, arXiv 2103.00816) for Transformers.
 
-The code follows the data: front end, segments, GALR blocks, speaker branch, separation branch, cross-attention, losses,
-models. Shapes are given in words. `slots` is `config.num_sources`; `bins` is `conv_kernel // 2 + 1`, the bins of the
-spectrum; `memory` is the length of what the cross-attention reads: the segments of all slots, one slot after the other.
+The code follows the data: front end, segments, GALR blocks, speaker branch, separation branch, cross-attention,
+losses, models. Shapes are given in words. `slots` is `config.num_sources`, `bins` is `conv_kernel // 2 + 1`, and
+`memory` is the number of segment vectors that the cross-attention reads: all segments of all slots of a recording.
 
 Marks: [A] fixed by the paper's abstract, [G] from GALR (arXiv 2101.05014), [O] our choice.
 """
@@ -33,8 +33,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_csc import MODEL_CLASSES, CSCConfig
 
-CONTRAST_ELEMENTS = 2**24
-"""Most elements of any tensor of the contrastive loss that grows with queries × mixtures: 64 MB in single precision."""
+CONTRAST_ELEMENTS = 2**23
+"""Most elements of a tensor with the axes queries × mixtures in the contrastive loss: 32 MB in single precision."""
 
 
 @dataclass
@@ -156,10 +156,10 @@ def check_recordings(waveform: torch.Tensor, attention_mask: torch.Tensor, lengt
             f"`input_values[{row}]` has NaN or infinite samples, the first at "
             f"{int(waveform[row].isfinite().int().argmin())}. Repair the recording or leave it out."
         )
+    found = f"starts with {attention_mask[row, :8].tolist()}" if lengths[row] else "is 0 everywhere"
     raise ValueError(
-        f"`attention_mask[{row}]` must be 1 for each sample of the recording, then 0 for the padding: pad on the right, "
-        "as CSCFeatureExtractor does. It "
-        + ("is 0 everywhere." if not lengths[row] else f"starts with {attention_mask[row, :8].tolist()}.")
+        f"`attention_mask[{row}]` {found}. It must be 1 for the samples, then 0 for the padding: pad on the right, as "
+        "CSCFeatureExtractor does."
     )
 
 
@@ -810,49 +810,63 @@ def _memories(
     return torch.zeros_like(chosen).scatter(1, order, chosen), candidate
 
 
-def _answers(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    memory: torch.Tensor,
-    memory_mask: torch.Tensor,
-    visible: torch.Tensor,
-    pair_identity: torch.Tensor,
-    pair_mixture: torch.Tensor,
-    num_identities: int,
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mean and variance of each identity's memory, as each query attends to it.
-
-    A softmax over several mixtures is a softmax within each, weighted by the sums of their exponentiated scores. So a
-    query attends to a mixture once, however many identities speak in it.
+    Attention of every query over every mixture, one mixture at a time.
 
     Args:
         query: `(queries, heads, head_size)`.
         key: `(mixtures, memory, heads, head_size)`.
         memory: `(mixtures, memory, hidden_size)`.
         memory_mask: `(mixtures, memory)` bool.
+
+    Returns:
+        Mean and mean square of the memory, `(queries, mixtures, heads, 2 * head_size)`, and the logarithm of the sum
+        of the exponentiated scores, `(queries, mixtures, heads)`.
+    """
+    scores = _attention_scores(query[:, None], key[None])
+    scores = scores.masked_fill(~memory_mask[:, None], torch.finfo(scores.dtype).min)
+    weights, values = scores.softmax(dim=-1), memory.float().unflatten(-1, (query.shape[1], -1))
+    with full_precision(scores):  # a variance, the difference of two moments, does not survive half precision
+        moments = [torch.einsum("qbhm,bmhd->qbhd", weights, power) for power in (values, values.square())]
+    return torch.cat(moments, dim=-1), scores.logsumexp(dim=-1)
+
+
+def _answers(
+    moments: torch.Tensor,
+    log_sums: torch.Tensor,
+    visible: torch.Tensor,
+    pair_identity: torch.Tensor,
+    pair_mixture: torch.Tensor,
+    num_identities: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean and variance of each identity's memory, as each query attends to it. A softmax over several mixtures is the
+    softmax within each, weighted by the sums of the exponentiated scores; so what [`_attend`] computed of a mixture
+    serves all identities in it.
+
+    Args:
+        moments, log_sums: From [`_attend`].
         visible: `(queries, pairs)`, from [`_memories`].
         pair_identity, pair_mixture: `(pairs)`.
 
     Returns:
         Two tensors of shape `(queries, identities, hidden_size)`, zero for an identity without a visible mixture.
     """
-    scores = _attention_scores(query[:, None], key[None])
-    scores = scores.masked_fill(~memory_mask[:, None], torch.finfo(scores.dtype).min)
-    values = memory.float().unflatten(-1, (query.shape[1], -1))
-    log_sums = scores.logsumexp(dim=-1)  # (queries, mixtures, heads)
     # Relative to the mixture with the highest scores. The bound keeps a mixture far behind it from vanishing, where it
     # is the only one visible.
     shares = (log_sums - log_sums.amax(dim=1, keepdim=True)).clamp(min=-60).exp()[..., None]
-    with full_precision(scores):  # a variance, the difference of two moments, does not survive half precision
-        weights = scores.softmax(dim=-1)
-        moments = torch.cat(
-            [torch.einsum("qbhm,bmhd->qbhd", weights, power) for power in (values, values.square())], dim=-1
-        )
     terms = torch.cat([shares * moments, shares], dim=-1)[:, pair_mixture] * visible[..., None, None]
     sums = terms.new_zeros(terms.shape[0], num_identities, *terms.shape[2:]).index_add(1, pair_identity, terms)
     mean, mean_square = (sums[..., :-1] / sums[..., -1:].clamp(min=1e-30)).chunk(2, dim=-1)
     return mean.flatten(-2), (mean_square - mean.square()).flatten(-2)
+
+
+def _recomputed(function: Callable) -> Callable:
+    """`function`, which keeps only its inputs for the backward pass and runs again there."""
+    return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 # --- several processes: each makes the same collective calls in the same order, whatever its batch holds -------------
@@ -930,7 +944,7 @@ class CSCPreTrainedModel(PreTrainedModel):
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
         """There is no vocabulary. Accelerate asks, to place its embeddings."""
 
     @torch.no_grad()
@@ -1185,11 +1199,11 @@ class CSCForPreTraining(CSCPreTrainedModel):
         num_segments = config.num_segments(attention_mask.sum(dim=-1))
         segment_mask = length_mask(num_segments, outputs.source_hidden_states.shape[2])
         speaker_ids = speaker_ids.masked_fill(~present, -100)
-        mixtures = speaker_ids, outputs.source_hidden_states.flatten(1, 2), segment_mask.repeat(1, config.num_sources)
-        first = 0
+        memory, memory_mask = outputs.source_hidden_states.flatten(1, 2), segment_mask.repeat(1, config.num_sources)
+        mixture_ids, first = speaker_ids, 0
         if num_processes > 1:
-            *mixtures, first = _gather_mixtures(*mixtures)
-        contrast = self._contrast(embeddings, speaker_ids, *mixtures, first)
+            mixture_ids, memory, memory_mask, first = _gather_mixtures(speaker_ids, memory, memory_mask)
+        contrast = self._contrast(embeddings, speaker_ids, mixture_ids, memory, memory_mask, first)
         loss = (
             config.separation_loss_weight * separation_loss
             + config.contrastive_loss_weight * contrast["contrastive_loss"]
@@ -1244,13 +1258,29 @@ class CSCForPreTraining(CSCPreTrainedModel):
         # There may be no query. The graph is the same then, so that every process has the same gradients.
         embedding, identity = embeddings[known][takes_part], query_identity[takes_part, None]
         visible, candidate = visible[takes_part], candidate[takes_part]
-        query, key = self.aggregator.queries(embedding, memory.dtype), self.aggregator.keys(memory)
+        query = self.aggregator.queries(embedding, memory.dtype)
         scale = self.log_contrastive_scale.float().exp()
+
+        # By parts, if need be: some queries over some mixtures at a time.
+        per_pair = 2 * memory.shape[-1] + self.aggregator.num_heads
+        num_queries_at_once = max(1, min(len(embedding), CONTRAST_ELEMENTS // max(1, per_pair * len(pair_mixture))))
+        per_mixture = num_queries_at_once * self.aggregator.num_heads * memory.shape[1]
+        num_mixtures_at_once = max(1, CONTRAST_ELEMENTS // per_mixture)
+
+        def attend(query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor):
+            return _attend(query, self.aggregator.keys(memory), memory, memory_mask)
 
         def contrast(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             """log p(own identity), whether it is the highest, and its vector, for some of the queries."""
+            mixtures = zip(memory.split(num_mixtures_at_once), memory_mask.split(num_mixtures_at_once), strict=True)
+            moments, log_sums = zip(*(attend(query[rows], *mixture) for mixture in mixtures), strict=True)
             mean, variance = _answers(
-                query[rows], key, memory, memory_mask, visible[rows], pair_identity, pair_mixture, len(identities)
+                torch.cat(moments, dim=1),
+                torch.cat(log_sums, dim=1),
+                visible[rows],
+                pair_identity,
+                pair_mixture,
+                len(identities),
             )
             answers = self._global_speaker_vectors(mean, variance, memory.dtype)
             distances = (embedding[rows, None].float() - answers).square().sum(-1)
@@ -1260,12 +1290,11 @@ class CSCForPreTraining(CSCPreTrainedModel):
             own_vectors = answers.take_along_dim(identity[rows, None], dim=1).squeeze(1)
             return own_log_p.squeeze(1), (log_p <= own_log_p).all(-1), own_vectors
 
-        # In parts, if need be, that are computed again in the backward pass: memory then grows with the mixtures, not
-        # with queries × mixtures.
-        num_elements = max(key[..., 0].numel(), 2 * memory.shape[-1] * len(pair_mixture))
-        parts = torch.arange(len(embedding), device=memory.device).split(max(1, CONTRAST_ELEMENTS // num_elements))
-        if len(parts) > 1:
-            contrast = functools.partial(checkpoint, contrast, use_reentrant=False, preserve_rng_state=False)
+        if num_mixtures_at_once < len(memory):
+            attend = _recomputed(attend)
+        if num_queries_at_once < len(embedding):
+            contrast = _recomputed(contrast)
+        parts = torch.arange(len(embedding), device=memory.device).split(num_queries_at_once)
         own_log_p, hit, own_vectors = (torch.cat(results) for results in zip(*map(contrast, parts), strict=True))
 
         vectors = embeddings.new_zeros(embeddings.shape)
@@ -1467,4 +1496,9 @@ for _name, _auto_class in MODEL_CLASSES.items():
     # Saving a model also saves the code. A class that no Auto class loads stands in `auto_map` under its own name.
     globals()[_name]._auto_class = _auto_class or _name
 
-__all__ = list(MODEL_CLASSES) + ["CSCPreTrainedModel", "CSCModelOutput", "CSCForPreTrainingOutput", "CSCSeparationOutput"]
+__all__ = list(MODEL_CLASSES) + [
+    "CSCPreTrainedModel",
+    "CSCModelOutput",
+    "CSCForPreTrainingOutput",
+    "CSCSeparationOutput",
+]

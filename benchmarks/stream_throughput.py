@@ -5,9 +5,9 @@ Does the data keep up with the training? Does memory stay flat?
     python benchmarks/stream_throughput.py                          # on the demo speech
     python benchmarks/stream_throughput.py --data "path/to/*.parquet"
 
-Prints, as the median of interleaved rounds, how many seconds of mixtures a second the stream delivers, plain and with
-every augmentation, without workers and with two; how many the `small` model trains on; and the ratio of the two. Then
-the resident memory of a process that streams through generated data, after a part of it and after ten times as much.
+Prints medians over interleaved rounds: seconds of mixtures per second that the stream delivers, plain and with every
+augmentation, without workers and with two; those that the `small` model trains on; and their ratio. Then prints the
+resident memory of a process that streams generated data, after a part of it and after ten times as much.
 """
 
 import argparse

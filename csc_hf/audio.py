@@ -1,12 +1,16 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Decode audio to mono float32 at one sampling rate."""
+"""Decode audio to mono float32 at one sampling rate, as a whole or by blocks. No other module touches codecs."""
 
 import importlib.util
 import io
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000
 """Samples per second of every waveform in the package."""
@@ -14,108 +18,88 @@ SAMPLING_RATE = 16_000
 SILENCE_POWER = 1e-8
 """Mean square below which audio counts as silent (-80 dB relative to full scale)."""
 
+RATE_LIMITS = (1_000, 1_000_000)
+"""Sampling rates, in Hz, that audio can have."""
 
-def decode_audio(
-    audio: Mapping | str | os.PathLike | bytes | bytearray | memoryview | np.ndarray,
-    sampling_rate: int = SAMPLING_RATE,
-) -> np.ndarray:
+MAX_SAMPLES = 6 * 3600 * SAMPLING_RATE
+"""Samples that `decode_audio` returns at most: 6 hours at 16 kHz, 1.4 GB. `read_blocks` has no limit."""
+
+MAX_CHANNELS = 16
+"""Channels of an array at most. With it, the shapes (channels, samples) and (samples, channels) can be told apart."""
+
+BLOCK_SAMPLES = 2**20
+"""Samples that are decoded at a time, of all channels together."""
+
+
+class NotFiniteError(ValueError):
+    """Audio holds NaN or infinite samples."""
+
+
+def decode_audio(audio: Any, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
     """Decode, mix down to mono and resample.
 
     Args:
         audio: one of
-            - a path, or the bytes of an encoded file (WAV, FLAC, OGG, MP3, ...);
+            - a path, an open binary file, or the bytes of an encoded file (WAV, FLAC, OGG, MP3, ...);
             - `{"bytes": ..., "path": ...}`, as `datasets.Audio(decode=False)` gives it: the bytes if there are any,
               else the file at the path;
-            - `{"array": ..., "sampling_rate": ...}`: floats of shape (T,) or (channels, T);
-            - a float array of shape (T,) or (channels, T) that already has `sampling_rate`.
+            - `{"array": ..., "sampling_rate": ...}`: floats of shape (samples,), (channels, samples) or (samples,
+              channels); "raw" is another name for "array";
+            - a torchcodec `AudioDecoder`, as `datasets.Audio()` gives it;
+            - a float array or tensor of these shapes that already has `sampling_rate`.
         sampling_rate: samples per second of the result.
 
     Returns:
-        float32 array of shape (T,), T >= 1. Channels are averaged. Samples are passed on as they are: a float file may
-        hold NaN, and the caller has to look.
+        float32 array (samples,), at least one sample, all finite. Channels are averaged.
 
     Raises:
-        ValueError: the audio cannot be decoded, or holds no samples.
-        RuntimeError: the rate differs and torchaudio cannot be imported.
+        ValueError: the audio cannot be decoded, holds no samples or more than MAX_SAMPLES, has a shape that does not
+            say which axis is time, or a rate outside RATE_LIMITS. NotFiniteError: it holds NaN or infinite samples.
+        ImportError: the rate differs and soxr cannot be imported.
     """
-    samples, rate = _read(audio, sampling_rate)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=0)
-    if samples.size == 0:
-        raise ValueError(f"{_name(audio)} holds no samples: leave it out")
-    if rate != sampling_rate:
-        samples = resample(samples, rate, sampling_rate)
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    blocks, num_samples = [], 0
+    for block in read_blocks(audio, sampling_rate):
+        num_samples += len(block)
+        if num_samples > MAX_SAMPLES:
+            raise _too_long(_name(audio))
+        blocks.append(block)
+    if num_samples == 0:
+        raise ValueError(f"{_name(audio)} holds no samples at {sampling_rate} Hz: leave it out")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def _read(audio, sampling_rate: int) -> tuple[np.ndarray, int]:
-    """Samples of shape (T,) or (channels, T), and their rate."""
-    if isinstance(audio, Mapping):
-        if audio.get("array") is not None:
-            if audio.get("sampling_rate") is None:
-                raise ValueError('audio has an "array" but no "sampling_rate": give both')
-            return _check_array(audio["array"]), int(audio["sampling_rate"])
-        content = audio.get("bytes") if audio.get("bytes") is not None else audio.get("path")
-        if content is None:
-            raise ValueError(f'audio with the keys {sorted(audio)} has neither "bytes", "path" nor "array": give one')
-        return _decode(content)
-    if isinstance(audio, np.ndarray):
-        return _check_array(audio), sampling_rate
-    if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview):
-        return _decode(audio)
-    raise ValueError(
-        f"audio is a {type(audio).__name__}: give a path, bytes, an array or a value of a datasets column"
-    )
+def read_blocks(audio: Any, sampling_rate: int = SAMPLING_RATE) -> Iterator[np.ndarray]:
+    """Decode by blocks, in memory that does not grow with the length of a file.
 
+    Args, errors: see `decode_audio`. Only the blocks together are what `decode_audio` returns; there may be none.
 
-def _check_array(array) -> np.ndarray:
-    array = np.asarray(array)
-    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"audio array of shape {array.shape} and type {array.dtype}: give floats in [-1, 1] of shape (T,) or "
-            "(channels, T)"
-        )
-    return array
-
-
-def _decode(content: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
-    """Decode a file or its bytes with soundfile, else with torchcodec."""
-    import soundfile
-
-    is_path = isinstance(content, str | os.PathLike)
-    if is_path and not os.path.isfile(content):
-        raise ValueError(f"no audio file at {os.fspath(content)!r}: check the path")
-    try:
-        source = content if is_path else io.BytesIO(content)
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
-        return samples.T, rate
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw files
-        detail = getattr(error, "error_string", error)  # without the address of the bytes in memory
-        reason = f"cannot decode {_name(content)}: soundfile: {detail}"
-    if importlib.util.find_spec("torchcodec") is None:
-        raise ValueError(f"{reason}; torchcodec: not installed, install it (with FFmpeg) for formats beyond soundfile")
-    try:
-        from torchcodec.decoders import AudioDecoder
-
-        decoded = AudioDecoder(os.fspath(content) if is_path else bytes(content)).get_all_samples()
-    except Exception as error:  # torchcodec raises RuntimeError, ValueError or OSError, for the file or for FFmpeg
-        raise ValueError(f"{reason}; torchcodec: {error}") from error
-    return decoded.data.numpy(), decoded.sample_rate
+    Yields:
+        float32 arrays (samples,) of any length, all finite.
+    """
+    blocks, rate = _open(audio, sampling_rate)
+    for value in (rate, sampling_rate):
+        if not RATE_LIMITS[0] <= value <= RATE_LIMITS[1] or value != int(value):
+            raise ValueError(
+                f"{_name(audio)}: cannot resample from {rate} to {sampling_rate} Hz, rates must be integers from "
+                f"{RATE_LIMITS[0]} to {RATE_LIMITS[1]}"
+            )
+    mono = (_mix_down(block) for block in blocks)
+    for block in mono if rate == sampling_rate else _resample(mono, int(rate), int(sampling_rate)):
+        if not np.isfinite(block).all():
+            raise NotFiniteError(f"{_name(audio)} holds NaN or infinite samples: repair it or leave it out")
+        yield block
 
 
 def resample(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
-    """Change the sampling rate of a waveform (T,) with torchaudio; RuntimeError if that cannot be imported."""
-    import torch
+    """Change the sampling rate of a waveform (samples,) with soxr.
 
-    try:
-        from torchaudio import functional
-    except (ImportError, OSError, RuntimeError) as error:  # a torchaudio built for another torch raises any of them
-        raise RuntimeError(
-            f"resampling from {rate} to {sampling_rate} Hz needs torchaudio, which cannot be imported ({error}): "
-            "install the torchaudio that matches your torch"
-        ) from error
-    samples = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
-    return functional.resample(samples, rate, sampling_rate).numpy()
+    Returns:
+        float32 (round(samples * sampling_rate / rate),).
+
+    Raises:
+        ImportError: soxr cannot be imported.
+    """
+    return np.concatenate(list(_resample([samples], rate, sampling_rate)))
 
 
 def power(samples: np.ndarray) -> float:
@@ -123,10 +107,166 @@ def power(samples: np.ndarray) -> float:
     return float(np.mean(np.square(samples, dtype=np.float64)))
 
 
-def _name(audio) -> str:
+# --- sources of blocks -----------------------------------------------------------------------------------------------
+
+
+def _open(audio: Any, sampling_rate: int) -> tuple[Iterable[np.ndarray], float]:
+    """Blocks of shape (samples,) or (samples, channels), and their rate."""
+    if isinstance(audio, Mapping):
+        array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
+        if array is not None:
+            if audio.get("sampling_rate") is None:
+                raise ValueError('audio has an "array" but no "sampling_rate": give both')
+            return [_time_first(array)], audio["sampling_rate"]
+        content = audio.get("bytes") if audio.get("bytes") is not None else audio.get("path")
+        if content is None:
+            raise ValueError(f'audio with the keys {sorted(audio)} has neither "bytes", "path" nor "array": give one')
+        return _open_file(content, _name(audio))
+    if isinstance(audio, np.ndarray) or hasattr(audio, "is_floating_point"):
+        return [_time_first(audio)], sampling_rate
+    if hasattr(audio, "get_all_samples"):
+        return _decode_all(audio, _name(audio))
+    if hasattr(audio, "read"):
+        content = audio.read()
+        if not isinstance(content, bytes):
+            raise ValueError(f"{_name(audio)} is open as text: open it in binary mode, 'rb'")
+        return _open_file(content, _name(audio))
+    if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview):
+        return _open_file(audio, _name(audio))
+    raise ValueError(
+        f"audio is a {type(audio).__name__}: give a path, bytes, an array or a value of a datasets column"
+    )
+
+
+def _time_first(array: Any) -> np.ndarray:
+    """An array or tensor as floats of shape (samples,) or (samples, channels)."""
+    if hasattr(array, "is_floating_point"):  # a tensor; NumPy has no bfloat16
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    array = np.asarray(array)
+    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"audio array of shape {array.shape} and type {array.dtype}: give floats in [-1, 1] of shape (samples,) "
+            "or (channels, samples)"
+        )
+    if array.ndim == 1:
+        return array
+    if 1 in array.shape:
+        return array.reshape(-1)
+    first_is_channels, last_is_channels = (size <= MAX_CHANNELS for size in array.shape)
+    if first_is_channels == last_is_channels and array.size:
+        raise ValueError(
+            f"audio array of shape {array.shape}: one axis must be channels, at most {MAX_CHANNELS}, and the other "
+            "time, longer than that. Average the channels and give shape (samples,)"
+        )
+    return array if last_is_channels else array.T
+
+
+def _open_file(
+    content: str | os.PathLike | bytes | bytearray | memoryview, name: str
+) -> tuple[Iterable[np.ndarray], float]:
+    """Open a file or its bytes with soundfile, else with torchcodec."""
+    import soundfile
+
+    source = os.fspath(content) if isinstance(content, str | os.PathLike) else bytes(content)
+    if isinstance(source, str) and not os.path.isfile(source):
+        raise ValueError(f"no audio file at {name}: check the path")
+    try:
+        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return _read_file(file, name), file.samplerate
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw files
+        detail = getattr(error, "error_string", error)  # without the address of the bytes in memory
+        reason = f"cannot decode {name}: soundfile: {detail}"
+    if importlib.util.find_spec("torchcodec") is None:
+        raise ValueError(f"{reason}; torchcodec: not installed, install it (with FFmpeg) for formats beyond soundfile")
+    try:
+        from torchcodec.decoders import AudioDecoder
+
+        decoder = AudioDecoder(source)
+    except Exception as error:  # torchcodec raises RuntimeError, ValueError or OSError, for the file or for FFmpeg
+        raise ValueError(f"{reason}; torchcodec: {error}") from error
+    return _decode_all(decoder, name)
+
+
+def _read_file(file, name: str) -> Iterator[np.ndarray]:
+    """Blocks (samples, channels) of an open soundfile. Its header may be wrong about the length."""
+    import soundfile
+
+    # After each block, soundfile would seek to its end, which fails in a FLAC file of unknown length.
+    file.seekable = lambda: False
+    length = max(BLOCK_SAMPLES // file.channels, 1)
+    num_read = 0
+    with file:
+        while True:
+            try:
+                block = file.read(length, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
+                detail = getattr(error, "error_string", error)
+                raise ValueError(
+                    f"cannot decode {name}: soundfile: {detail} It is damaged or cut off after "
+                    f"{num_read / file.samplerate:.1f} s or later"
+                ) from error
+            if len(block) == 0:
+                break
+            num_read += len(block)
+            yield block
+        if num_read < file.frames < 2**62:  # above: unknown
+            logger.warning("%s ends after %d of the %d samples that its header says", name, num_read, file.frames)
+
+
+def _decode_all(decoder: Any, name: str) -> tuple[list[np.ndarray], float]:
+    """What a torchcodec decoder gives, as one block (samples, channels)."""
+    seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds_from_header", None)
+    if seconds is not None and seconds * SAMPLING_RATE > MAX_SAMPLES:
+        raise _too_long(name)
+    try:
+        samples = decoder.get_all_samples()
+    except Exception as error:  # see above
+        raise ValueError(f"cannot decode {name}: torchcodec: {error}") from error
+    return [samples.data.numpy().T], samples.sample_rate
+
+
+# --- processing of blocks --------------------------------------------------------------------------------------------
+
+
+def _mix_down(block: np.ndarray) -> np.ndarray:
+    """(samples,) or (samples, channels) to float32 (samples,)."""
+    mono = block.mean(axis=1) if block.ndim == 2 else block
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _resample(blocks: Iterable[np.ndarray], rate: int, sampling_rate: int) -> Iterator[np.ndarray]:
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError(
+            f"resampling from {rate} to {sampling_rate} Hz needs soxr, which cannot be imported: pip install soxr"
+        ) from error
+    stream = soxr.ResampleStream(rate, sampling_rate, num_channels=1, dtype="float32")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block, dtype=np.float32))
+    yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def _too_long(name: str) -> ValueError:
+    return ValueError(
+        f"{name} is longer than {MAX_SAMPLES // SAMPLING_RATE} s, the limit of what is decoded into memory: split it, "
+        "or read it by blocks with csc_hf.audio.read_blocks"
+    )
+
+
+def _name(audio: Any) -> str:
     """What to call the audio in a message."""
     if isinstance(audio, Mapping):
-        audio = audio.get("path") or audio.get("bytes") or "an array"
+        audio = next((audio[key] for key in ("path", "bytes", "array", "raw") if audio.get(key) is not None), audio)
     if isinstance(audio, bytes | bytearray | memoryview):
         return f"{len(audio)} bytes of audio"
-    return "an array" if isinstance(audio, np.ndarray) else repr(os.fspath(audio))
+    if isinstance(audio, str | os.PathLike):
+        return repr(os.fspath(audio))
+    if isinstance(getattr(audio, "name", None), str):  # an open file
+        return repr(audio.name)
+    return "an array" if isinstance(audio, list) or hasattr(audio, "shape") else f"a {type(audio).__name__}"

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .audio import read_blocks
+
 CHUNK_SECONDS = 10.0
 OVERLAP_SECONDS = 2.0
 
@@ -64,8 +66,8 @@ def separate(
 
     Args:
         model: A CSC model that separates (`CSCForSpeechSeparation`, `CSCForPreTraining`), in evaluation mode.
-        waveform: (T,) floats at the model's sampling rate; or an audio file at that rate, which is read by blocks
-            (channels are averaged).
+        waveform: (T,) floats at the model's sampling rate; or an audio file, which is decoded and resampled by blocks
+            (see `csc_hf.audio.read_blocks`).
         chunk_seconds: Length of a chunk. The model's memory grows with its square.
         overlap_seconds: The least that neighbouring chunks share: chunks are of equal length, so they may share more.
         output_files: A file for each slot to write its source to, block by block, as 32-bit floats; `.wav` or another
@@ -73,7 +75,7 @@ def separate(
 
     Raises:
         ValueError: The model is in training mode or does not separate, the waveform is not (T,) with T >= 1, holds NaN
-            or infinite samples, or has another rate; the overlap does not fit the chunk; not a file for each slot.
+            or infinite samples, or cannot be decoded; the overlap does not fit the chunk; not a file for each slot.
     """
     num_sources = model.config.num_sources
     if output_files is not None and len(output_files) != num_sources:
@@ -81,7 +83,7 @@ def separate(
             f"{len(output_files)} output_files for the {num_sources} slots of the model: give one for each"
         )
     with ExitStack() as files:
-        recording = _open(waveform, model.config.sampling_rate, files)
+        recording = _open(waveform, model.config.sampling_rate)
         if output_files is None:
             sources = np.empty((num_sources, recording.num_samples), np.float32)
             write = _array_writer(sources)
@@ -117,10 +119,9 @@ def embed(
     Args, errors: As in `separate`.
     """
     speakers = Speakers(model.config.num_sources)
-    with ExitStack() as files:
-        recording = _open(waveform, model.config.sampling_rate, files)
-        for _, samples in chunks(recording, model.config.sampling_rate, chunk_seconds, overlap_seconds):
-            speakers.follow(_run(model, samples))
+    recording = _open(waveform, model.config.sampling_rate)
+    for _, samples in chunks(recording, model.config.sampling_rate, chunk_seconds, overlap_seconds):
+        speakers.follow(_run(model, samples))
     return SeparatedAudio(None, speakers.embeddings, speakers.activity)
 
 
@@ -135,28 +136,11 @@ class Recording:
     read: Callable[[int, int], np.ndarray]
 
 
-def _open(waveform, sampling_rate: int, files: ExitStack) -> Recording:
+def _open(waveform, sampling_rate: int) -> Recording:
     if isinstance(waveform, str | os.PathLike):
-        import soundfile
-
-        try:
-            file = files.enter_context(soundfile.SoundFile(waveform))
-        except soundfile.SoundFileError as error:
-            raise ValueError(
-                f"cannot read {os.fspath(waveform)!r} by blocks ({error}): check the path, or decode it first with "
-                "csc_hf.audio.decode_audio"
-            ) from error
-        if file.samplerate != sampling_rate:
-            raise ValueError(
-                f"{os.fspath(waveform)!r} has {file.samplerate} Hz, the model takes {sampling_rate} Hz: resample it, "
-                "or decode it first with csc_hf.audio.decode_audio"
-            )
-
-        def read(start: int, length: int) -> np.ndarray:
-            file.seek(start)
-            return file.read(length, dtype="float32", always_2d=True).mean(axis=1)
-
-        recording = Recording(file.frames, read)
+        # The length is counted, since headers are wrong about it in some files.
+        num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
+        recording = Recording(num_samples, _reader(read_blocks(waveform, sampling_rate)))
     else:
         samples = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
         if samples.ndim != 1 or samples.dtype.kind != "f":
@@ -165,6 +149,23 @@ def _open(waveform, sampling_rate: int, files: ExitStack) -> Recording:
     if recording.num_samples == 0:
         raise ValueError("the recording holds no samples: leave it out")
     return recording
+
+
+def _reader(blocks: Iterator[np.ndarray]) -> Callable[[int, int], np.ndarray]:
+    """Function `read(start, length)` over blocks that come in order; `start` must not decrease."""
+    held, position = np.zeros(0, np.float32), 0  # samples read and still needed, and where they begin
+
+    def read(start: int, length: int) -> np.ndarray:
+        nonlocal held, position
+        parts, num_samples = [held], len(held)
+        while position + num_samples < start + length and (block := next(blocks, None)) is not None:
+            parts.append(block)
+            num_samples += len(block)
+        held = np.concatenate(parts)[start - position :]
+        position = start
+        return held[:length]
+
+    return read
 
 
 def chunks(

@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Small data sets of noise that passes for speech, in the forms that users have them in."""
+"""Small datasets of noise in place of speech, in the forms that users have."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def write(folder, rows, shards=1):
 
 
 def make_mixed_rows():
-    """60 usable rows of 8 speakers, about 15 s, and 6 that are not usable."""
+    """60 usable rows of 8 speakers, about 15 s, and 6 that cannot be used."""
     rows = make_rows(60)
     bad = make_rows(6, prefix="bad")
     for row, samples in zip(bad, [None, np.zeros(4000), np.full(400, 0.1), None, None, None], strict=True):

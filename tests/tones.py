@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Voices that are tones, so that it is known who can be told apart."""
+"""Voices that are tones, so that it is known which can be told apart."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ SOURCES = ["studio", "phone"]
 
 
 def tone(speaker: int, num_samples: int, seed: int) -> np.ndarray:
-    """A "voice": the tone of the speaker (orthogonal over `SAMPLES`), at a level and phase of the clip's own."""
+    """A "voice": the speaker's tone (orthogonal to others over `SAMPLES`), with a level and phase of the clip."""
     level, phase = np.random.default_rng(seed).uniform(0.05, 1.0, 2)
     angle = 2 * np.pi * (200 + 50 * speaker) * np.arange(num_samples) / RATE
     return (level * np.cos(angle + 2 * np.pi * phase)).astype(np.float32)
@@ -24,7 +24,7 @@ def clip(speaker: int, number: int, source: str | None, num_samples: int = SAMPL
 
 
 def clips_of(num_speakers: int = 10, num_clips: int = 4, sources: list = SOURCES) -> list[Utterance]:
-    """Clips as long as a recording, the speakers dealt out to the sources in turn."""
+    """Clips as long as a recording; speakers are assigned to the sources in turn."""
     return [
         clip(speaker, number, sources[speaker % len(sources)])
         for speaker in range(num_speakers)

@@ -1,13 +1,13 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draw conversations from single-speaker utterances, to learn and to measure who speaks when: pure functions.
+"""Draw conversations from single-speaker utterances, to train and evaluate diarization: pure functions.
 
-A conversation is a mixture whose sources take turns. So it is a `MixtureRecipe`, in which each speaker is a source and
-each of his turns a piece of it: `csc_hf.data.mixing.mix` builds its audio, and its pieces say who speaks when. Turns with
-pauses and overlaps between them are what EEND is trained on as well (Fujita et al. 2019, arXiv 1909.05952).
+A conversation is a mixture whose sources take turns. So it is a `MixtureRecipe` in which each speaker is a source and
+each turn is a piece of it: `csc_hf.data.mixing.mix` makes its audio, and its pieces say who speaks when. Like the
+simulated conversations of EEND (Fujita et al. 2019, arXiv 1909.05952), they have pauses and overlaps between turns.
 
 >>> recipe = draw_conversation(clips, ConversationConfig(), seed=0, index=0)
->>> waveform, sources, noise = mix(recipe, waveforms)  # (T,), (C, T), (T,)
->>> active = activity(recipe)  # (C, T)
+>>> waveform, sources, noise = mix(recipe, waveforms)  # (samples,), (speakers, samples), (samples,)
+>>> active = activity(recipe)  # (speakers, samples)
 """
 
 from collections import defaultdict
@@ -22,17 +22,17 @@ from .mixing import NOISE_TILT, Clip, GeneratedNoise, MixtureRecipe, Piece, Sour
 
 @dataclass(frozen=True)
 class ConversationConfig:
-    """How conversations are drawn. Ranges are (low, high), and what is drawn is uniform in them.
+    """How conversations are drawn. Intervals are (low, high); what is drawn is uniform in them.
 
     Attributes:
         seconds: length of a conversation.
-        num_speakers: speakers of a conversation; the higher number is C, the sources of every recipe.
-        turn_seconds: length of a turn. It is shorter where its utterance is, or where the conversation ends.
+        num_speakers: speakers of a conversation; every recipe has the higher number of slots.
+        turn_seconds: length of a turn. It is shorter if its utterance is, and at the end of the conversation.
         pause_seconds: silence before a turn that does not overlap.
-        overlap_probability: probability that a turn begins before the speech before it ends.
-        overlap_seconds: by how much. It is less where the speaker still speaks himself.
-        level_db: level of the first speaker relative to each other one, while they speak.
-        noise_probability: probability that noise is added. It is generated.
+        overlap_probability: probability that a turn begins before the previous speech ends.
+        overlap_seconds: length of the overlap. It is shorter if the speaker's own last turn has not ended.
+        level_db: level of the first speaker relative to each other speaker, while they speak.
+        noise_probability: probability that noise is added. The noise is generated.
         noise_snr_db: level of all the speech, pauses included, relative to the noise.
     """
 
@@ -68,16 +68,16 @@ class ConversationConfig:
 
     @property
     def num_samples(self) -> int:
-        """T, samples of a conversation."""
+        """Samples of a conversation."""
         return round(self.seconds * SAMPLING_RATE)
 
 
 def draw_conversation(clips: Sequence[Clip], config: ConversationConfig, seed: int, index: int) -> MixtureRecipe:
     """Draw a conversation, a pure function of its arguments.
 
-    Its speakers come from one source (corpus, channel) where that has enough of them, so that they cannot be told
-    apart by their channel. Each speaks once, in random order, and then anybody but the one who spoke last. Nobody
-    overlaps with himself. Of an utterance that is longer than its turn, a random part is taken.
+    Its speakers come from one source (corpus, channel) if that has enough of them, so that they cannot be told apart
+    by their channel. At first each speaks once, in random order; then anybody but the last speaker. Turns of one
+    speaker do not overlap. Of an utterance that is longer than its turn, a random part is taken.
 
     Args:
         clips: the utterances at hand, with their speakers.
@@ -85,10 +85,10 @@ def draw_conversation(clips: Sequence[Clip], config: ConversationConfig, seed: i
         index: number of the conversation.
 
     Returns:
-        A recipe with a source for each speaker; for fewer, where the conversation ends before all had a turn.
+        A recipe with one source per speaker; fewer if the conversation ends before all had a turn.
 
     Raises:
-        ValueError: fewer than C speakers, or a clip without one.
+        ValueError: there are fewer speakers than slots, or a clip has no speaker.
     """
     rng = np.random.default_rng([seed, index])
     speakers = _choose_speakers(clips, config.num_speakers, rng)
@@ -114,7 +114,7 @@ def draw_conversation(clips: Sequence[Clip], config: ConversationConfig, seed: i
     spoken = [sum(piece.length for piece in pieces) for pieces in turns]
     sources = [SourceRecipe(0, tuple(turns[0]), None)]
     for n in range(1, len(turns)):
-        # A recipe's level is that over the whole mixture, ours that while somebody speaks.
+        # The level in a recipe is over the whole mixture, ours is over the time while they speak.
         sir_db = rng.uniform(*config.level_db) + 10 * np.log10(spoken[0] / spoken[n])
         sources.append(SourceRecipe(n, tuple(turns[n]), float(sir_db)))
     noise = None
@@ -124,7 +124,7 @@ def draw_conversation(clips: Sequence[Clip], config: ConversationConfig, seed: i
 
 
 def activity(recipe: MixtureRecipe) -> np.ndarray:
-    """Who speaks when: bool (C, T), true for each sample of a source's pieces, the pauses inside them included."""
+    """Who speaks when: bool (slots, samples), true in the pieces of each source, pauses inside them included."""
     active = np.zeros((recipe.num_sources, recipe.num_samples), dtype=bool)
     for slot, source in enumerate(recipe.sources):
         for piece in source.pieces:
@@ -133,15 +133,16 @@ def activity(recipe: MixtureRecipe) -> np.ndarray:
 
 
 def segment_labels(active: np.ndarray, num_segments: int, stride: int) -> np.ndarray:
-    """Activity at a model's rate, as `CSCForAudioFrameClassification` takes it.
+    """Activity at a model's segment rate, as labels of `CSCForAudioFrameClassification`.
 
     Args:
-        active: (C, T), from `activity`.
-        num_segments: S, `model.config.num_segments(T)`.
+        active: (slots, samples), from `activity`.
+        num_segments: `model.config.num_segments(samples)`.
         stride: `model.config.segment_stride`, in samples.
 
     Returns:
-        float32 (S, C): who speaks at the centre of each segment, or at the end for one whose centre lies behind it.
+        float32 (segments, slots): who speaks at the centre of each segment, or in the last sample if the centre lies
+        after the end.
     """
     centres = np.minimum(np.arange(num_segments) * stride, active.shape[1] - 1)
     return active[:, centres].T.astype(np.float32)
@@ -150,7 +151,7 @@ def segment_labels(active: np.ndarray, num_segments: int, stride: int) -> np.nda
 def _choose_speakers(
     clips: Sequence[Clip], num_speakers: tuple[int, int], rng: np.random.Generator
 ) -> list[list[Clip]]:
-    """The clips of the speakers of one conversation, in random order."""
+    """The clips of each speaker of one conversation, the speakers in random order."""
     everybody = _by_speaker(clips)
     if len(everybody) < num_speakers[1]:
         raise ValueError(
@@ -176,5 +177,5 @@ def _by_speaker(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
 
 
 def _samples(seconds: tuple[float, float], rng: np.random.Generator) -> int:
-    """A number of samples, drawn from a range of seconds."""
+    """A number of samples, drawn from an interval in seconds."""
     return round(rng.uniform(*seconds) * SAMPLING_RATE)

@@ -1,68 +1,70 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Draw mixtures and mix them: pure functions.
 
-A *group* is what one contrast runs over: N identities, each the target of U mixtures, in which other identities of the
-same group interfere. `draw_group` decides on a group from (seed, epoch, index) and from what audio there is, without
-looking into the audio; what it decides is a list of recipes. `mix` turns a recipe and the audio that it names into a
-mixture, so that any mixture can be built again from its recipe alone (`rebuild`).
+A *group* is what one contrast runs over: a number of identities, each of which is the target of several mixtures
+("observations") and interferes in mixtures of other identities of the group. `draw_group` draws a list of recipes from
+(seed, epoch, index) and the lengths and labels of the audio at hand; it does not need the audio itself. `mix` turns a
+recipe and the audio that it names into a mixture. So any mixture can be made again from its recipe (`rebuild`).
+
+Rooms, levels and what else changes a source or a mixture: see `csc_hf.data.augmentation`.
 """
 
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from ..audio import SAMPLING_RATE, SILENCE_POWER, power, resample
-from .rooms import (
-    NUM_POSITIONS,
-    NUM_ROOMS,
-    REVERB_LIMITS,
-    SimulatedRoom,
-    align_response,
-    draw_room,
-    reverberate,
-    simulate,
+from .augmentation import (
+    DB_LIMITS,
+    AugmentationConfig,
+    Drawing,
+    Effect,
+    check_fields,
+    draw_effects,
+    effect_from_dict,
+    effect_to_dict,
+    find_recording,
+    interval,
+    probability,
 )
 
 NOISE_TILT = (0.0, 2.0)
-"""Generated noise has a power that falls as 1 / frequency^t, with t uniform in this range: from white to brown."""
+"""The power of generated noise falls as 1 / frequency^t, with t uniform in this interval: from white to brown."""
 
-DB_LIMITS = (-100.0, 100.0)
 SPEED_LIMITS = (0.5, 2.0)
-"""What the ranges of MixingConfig must keep to."""
+"""Speeds that settings can have."""
 
 
 @dataclass(frozen=True)
-class MixingConfig:
-    """How mixtures are drawn. "Uniform in" ranges are (low, high).
+class MixingConfig(AugmentationConfig):
+    """How mixtures are drawn. Intervals are (low, high); what is drawn is uniform in them.
 
     Attributes:
-        num_identities: N, identities in a group.
-        num_observations: U, mixtures in which an identity is the target; at least 2, the contrast needs another one.
-        num_sources: C, slots of a mixture: at most C speakers.
+        num_identities: identities in a group.
+        num_observations: mixtures in which an identity is the target; at least 2, since the contrast compares them.
+        num_sources: slots of a mixture, that is, speakers at most.
         seconds: length of a mixture.
-        supervision: what an identity is. "utterance": one utterance, no label used; "speaker": a speaker.
-        sir_db: level of the target relative to each interferer, over the whole crop; uniform in this range.
+        supervision: what an identity is. "utterance": one utterance, no label is used; "speaker": a speaker.
+        sir_db: level of the target relative to each interferer, over the whole crop.
         single_speaker_probability: probability that an observation holds its target alone. Otherwise the number of
-            speakers is uniform in 2..C. See `draw_group`.
+            speakers is uniform in 2..num_sources. See `draw_group`.
         noise_probability: probability that noise is added.
-        noise_snr_db: level of all the speech relative to the noise; uniform in this range.
-        recorded_noise_probability: share of the noises that are taken from the noise data, where there is any. The
-            others are generated.
+        noise_snr_db: level of all the speech relative to the noise.
+        recorded_noise_probability: share of the noises that are taken from recorded noise, if there is any. The others
+            are generated.
         speed_probability: probability that an identity of a group speaks at another speed (Ko et al., "Audio
-            Augmentation for Speech Recognition", 2015). It is resampled, which shifts the pitch as well, and so makes
-            another speaker of it: an identity has the same speed in all the mixtures of the group.
-        speed_range: factor of tempo and pitch; uniform in this range, in steps of 0.01.
-        reverb_probability: probability that a mixture is heard in a room. Where there are recorded impulse responses,
-            each source draws one of them. Else all are talkers in one simulated room.
-        reverb_seconds: reverberation time (RT60) of simulated rooms; uniform in this range.
-        level_probability: probability that the level of a whole mixture, sources and noise, is changed.
-        level_db: by how much; uniform in this range.
-        same_source_probability: probability that a group comes from one source (corpus, channel) alone, so that
+            Augmentation for Speech Recognition", 2015). Resampling shifts the pitch as well, which makes another
+            speaker of it: an identity has the same speed in all mixtures of the group.
+        speed_range: factor of tempo and pitch, in steps of 0.01.
+        same_source_probability: probability that all of a group comes from one source (corpus, channel), so that
             identities cannot be told apart by their channel. See `draw_group`.
+
+    and those of `AugmentationConfig`.
     """
 
     num_identities: int = 12
@@ -70,18 +72,14 @@ class MixingConfig:
     num_sources: int = 2
     seconds: float = 2.0
     supervision: str = "utterance"
-    sir_db: tuple[float, float] = (-5.0, 5.0)
-    single_speaker_probability: float = 0.25
-    noise_probability: float = 0.5
-    noise_snr_db: tuple[float, float] = (0.0, 25.0)
-    recorded_noise_probability: float = 1.0
-    speed_probability: float = 0.0
-    speed_range: tuple[float, float] = (0.9, 1.1)
-    reverb_probability: float = 0.0
-    reverb_seconds: tuple[float, float] = (0.1, 0.5)
-    level_probability: float = 0.0
-    level_db: tuple[float, float] = (-20.0, 0.0)
-    same_source_probability: float = 0.75
+    sir_db: tuple[float, float] = interval(-5.0, 5.0, DB_LIMITS)
+    single_speaker_probability: float = probability(0.25)
+    noise_probability: float = probability(0.5)
+    noise_snr_db: tuple[float, float] = interval(0.0, 25.0, DB_LIMITS)
+    recorded_noise_probability: float = probability(1.0)
+    speed_probability: float = probability(0.0)
+    speed_range: tuple[float, float] = interval(0.9, 1.1, SPEED_LIMITS)
+    same_source_probability: float = probability(0.75)
 
     def __post_init__(self):
         for name, minimum in (("num_identities", 2), ("num_observations", 2), ("num_sources", 1)):
@@ -91,22 +89,7 @@ class MixingConfig:
             raise ValueError(f"seconds={self.seconds}: must be positive")
         if self.supervision not in ("utterance", "speaker"):
             raise ValueError(f'supervision={self.supervision!r}: must be "utterance" or "speaker"')
-        for name, (lowest, highest) in (
-            ("sir_db", DB_LIMITS),
-            ("noise_snr_db", DB_LIMITS),
-            ("speed_range", SPEED_LIMITS),
-            ("reverb_seconds", REVERB_LIMITS),
-            ("level_db", DB_LIMITS),
-        ):
-            value = tuple(getattr(self, name))  # YAML and JSON give lists
-            if len(value) != 2 or not lowest <= value[0] <= value[1] <= highest:
-                raise ValueError(
-                    f"{name}={value}: must be (low, high), with low <= high, both between {lowest} and {highest}"
-                )
-            object.__setattr__(self, name, value)
-        for name in (field.name for field in fields(self) if field.name.endswith("_probability")):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be between 0 and 1")
+        check_fields(self)
         needed = 2 * max(itertools.chain([0], *_shifts(self.num_observations, self.num_sources))) + 1
         if self.num_identities < needed:
             raise ValueError(
@@ -117,16 +100,20 @@ class MixingConfig:
 
     @property
     def num_samples(self) -> int:
-        """T, samples of a mixture."""
+        """Samples of a mixture."""
         return round(self.seconds * SAMPLING_RATE)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What drawing must know of a recording, of which only a part may be at hand.
+    """What drawing must know of a recording, of which only a part may be held.
 
-    Its id, the length of that part in samples, who speaks, where it comes from, and the sample of the recording at
-    which the part begins.
+    Attributes:
+        id: of the recording.
+        num_samples: length of the part.
+        speaker: who speaks, None if unknown.
+        source: corpus or channel, None if unknown.
+        start: sample of the recording at which the part begins.
     """
 
     id: str
@@ -138,9 +125,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Piece:
-    """What samples position..position + length of a mixture hold: an utterance (or noise) from its sample `start` on.
+    """Samples `position` to `position + length` of a mixture hold an utterance (or noise) from its sample `start` on.
 
-    At a speed other than 1, this is more or less than `length` samples of the recording.
+    At a speed other than 1, they take more or fewer than `length` samples of the recording.
     """
 
     utterance: str
@@ -151,23 +138,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class SourceRecipe:
-    """One speaker of a mixture: its identity 0..N-1 in the group, its audio, and the level of the target over it.
+    """One speaker of a mixture.
 
-    The target itself has `sir_db` None: it keeps the level that it was recorded at. `speed` is the factor of tempo and
-    pitch, in steps of 0.01. `room` is where it is heard: a simulated room, the id of a recorded impulse response, or
-    None for the recording as it is.
+    Attributes:
+        identity: its number in the group, from 0.
+        pieces: its audio.
+        sir_db: level of the target relative to it. None for the target itself, which keeps its recorded level.
+        speed: factor of tempo and pitch, in steps of 0.01.
+        effects: what is applied to it before its level is set.
     """
 
     identity: int
     pieces: tuple[Piece, ...]
     sir_db: float | None
     speed: float = 1.0
-    room: SimulatedRoom | str | None = None
+    effects: tuple[Effect, ...] = ()
 
 
 @dataclass(frozen=True)
 class GeneratedNoise:
-    """Generated noise: the seed of its samples, its tilt (see NOISE_TILT), the level of the speech over it."""
+    """Generated noise: the seed of its samples, its tilt (see NOISE_TILT), the level of the speech relative to it."""
 
     seed: int
     tilt: float
@@ -176,7 +166,7 @@ class GeneratedNoise:
 
 @dataclass(frozen=True)
 class RecordedNoise:
-    """Noise from data: a part of one recording, or all of it again and again; the level of the speech over it."""
+    """Recorded noise: a part of one recording, or a short one repeated; the level of the speech relative to it."""
 
     pieces: tuple[Piece, ...]
     snr_db: float
@@ -184,16 +174,21 @@ class RecordedNoise:
 
 @dataclass(frozen=True)
 class MixtureRecipe:
-    """A mixture of T = `num_samples` samples and C = `num_sources` slots: 1..C sources, the target first; noise; gain.
+    """How a mixture is made.
 
-    `gain_db` is the gain of the whole mixture, sources and noise.
+    Attributes:
+        num_samples: its length.
+        num_sources: its slots.
+        sources: its speakers, one to `num_sources`, the target first.
+        noise: its noise, if any.
+        effects: what is applied to all sources and the noise at the end.
     """
 
     num_samples: int
     num_sources: int
     sources: tuple[SourceRecipe, ...]
     noise: GeneratedNoise | RecordedNoise | None
-    gain_db: float = 0.0
+    effects: tuple[Effect, ...] = ()
 
     @property
     def recording_ids(self) -> set[str]:
@@ -201,31 +196,36 @@ class MixtureRecipe:
         pieces = list(itertools.chain(*(source.pieces for source in self.sources)))
         if isinstance(self.noise, RecordedNoise):
             pieces += self.noise.pieces
-        rooms = {source.room for source in self.sources if isinstance(source.room, str)}
-        return rooms | {piece.utterance for piece in pieces}
+        effects = itertools.chain(self.effects, *(source.effects for source in self.sources))
+        return {piece.utterance for piece in pieces}.union(*(effect.recordings for effect in effects))
 
-    def to_dict(self) -> dict:
-        """The recipe as JSON has it; `from_dict` gives an equal recipe back."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON can hold it. `from_dict` gives an equal recipe."""
+        values = asdict(self)
+        values["effects"] = [effect_to_dict(effect) for effect in self.effects]
+        for source, source_values in zip(self.sources, values["sources"], strict=True):
+            source_values["effects"] = [effect_to_dict(effect) for effect in source.effects]
+        return values
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> "MixtureRecipe":
-        """The recipe that `to_dict` was called on, also after a passage through JSON."""
+    def from_dict(cls, values: Mapping[str, Any]) -> "MixtureRecipe":
+        """The recipe that `to_dict` was called on, also after JSON has made lists of its tuples."""
 
-        def pieces_of(part: Mapping) -> tuple[Piece, ...]:
+        def pieces_of(part: Mapping[str, Any]) -> tuple[Piece, ...]:
             return tuple(Piece(**piece) for piece in part["pieces"])
 
-        sources = []
-        for source in values["sources"]:
-            room = source["room"]
-            if isinstance(room, Mapping):  # JSON has made lists of its tuples
-                room = SimulatedRoom(**{k: tuple(v) if isinstance(v, list) else v for k, v in room.items()})
-            sources.append(SourceRecipe(**{**source, "pieces": pieces_of(source), "room": room}))
+        def effects_of(part: Mapping[str, Any]) -> tuple[Effect, ...]:
+            return tuple(effect_from_dict(effect) for effect in part["effects"])
+
+        sources = tuple(
+            SourceRecipe(**{**source, "pieces": pieces_of(source), "effects": effects_of(source)})
+            for source in values["sources"]
+        )
         noise = values["noise"]
         if noise is not None:
             is_recorded = "pieces" in noise
             noise = RecordedNoise(pieces_of(noise), noise["snr_db"]) if is_recorded else GeneratedNoise(**noise)
-        return cls(**{**values, "sources": tuple(sources), "noise": noise})
+        return cls(**{**values, "sources": sources, "noise": noise, "effects": effects_of(values)})
 
 
 def draw_group(
@@ -240,22 +240,22 @@ def draw_group(
 ) -> list[MixtureRecipe]:
     """Draw the mixtures of one group, a pure function of its arguments.
 
-    Which identities: with `same_source_probability`, all from one source, chosen among the sources that have at least
-    N identities in proportion to how many they have; where there is no such source, and in the other groups, from all
-    the clips. A group from one source takes only audio of that source.
+    Which identities: with `same_source_probability`, all come from one source. It is chosen among the sources that
+    have at least `num_identities` identities, in proportion to how many they have. If there is no such source, and in
+    the other groups, identities come from all clips. A group from one source takes only audio of that source.
 
-    Who meets whom: any two identities are in at most one mixture of the group together, so the interference of an
-    identity is never twice the same speaker. Target n of observation u is interfered with by the identities n + s
-    (modulo N) of the randomly ordered group, with fixed shifts s that have no difference twice.
+    Who meets whom: any two identities are together in at most one mixture of the group, so an identity never meets the
+    same interferer twice. Target n of observation u is mixed with the identities n + s (modulo `num_identities`) of
+    the randomly ordered group, with fixed shifts s whose differences are all different.
 
-    How many speak: the same number in observation u of every identity, so that all identities are in as many
-    mixtures of each kind, and the contrast cannot be won by counting.
+    How many speak: the same number in observation u of every identity. So all identities are in equally many mixtures
+    of each kind, and the contrast cannot be won by counting.
 
-    Which audio: every identity has its own crop in every mixture that it is in, see `_cut_crops`.
+    Which audio: every identity has a different crop in every mixture that it is in, see `_cut_crops`.
 
-    Several groups in one step: with `num_parallel` processes, the contrast runs over a group of each. What is alike
-    within a group must then be alike in all of them, or an identity of another group is told apart by the number of
-    speakers or by the channel, and not by its voice. So how many speak in each observation, whether the groups come
+    Several groups in one step: with `num_parallel` processes, the contrast runs over one group of each. What is common
+    to a group must then be common to all of them, or identities of other groups could be told apart by the number of
+    speakers or by the channel instead of the voice. So how many speak in each observation, whether the groups come
     from one source, and the number in 0..1 that chooses the source are drawn once a step, from (seed, index //
     num_parallel). Processes whose clips have the same sources in the same shares choose the same source. Everything
     else is drawn from (seed, epoch, index).
@@ -268,14 +268,14 @@ def draw_group(
         impulse_responses: ids of the recorded impulse responses at hand.
 
     Returns:
-        N * U recipes; number n * U + u has identity n as its target.
+        num_identities * num_observations recipes; number n * num_observations + u has identity n as its target.
 
     Raises:
-        ValueError: fewer than N identities.
+        ValueError: there are fewer identities than a group needs.
     """
     shared = np.random.default_rng([seed, index // num_parallel, 0, 1])  # the last number keeps it apart from `rng`
     one_source, which_source = shared.random() < config.same_source_probability, shared.random()
-    shifts = []  # of each observation: where its interferers stand, in the order of the identities
+    shifts = []  # of each observation: from the target to its interferers, in the order of the identities
     for of_observation in _shifts(config.num_observations, config.num_sources):
         alone = shared.random() < config.single_speaker_probability or not of_observation
         shifts.append(of_observation[: 0 if alone else shared.integers(1, config.num_sources)])
@@ -283,63 +283,60 @@ def draw_group(
     members = []  # of each mixture: its target, then its interferers
     for target, observation in itertools.product(range(config.num_identities), range(config.num_observations)):
         members.append([target, *((target + shift) % config.num_identities for shift in shifts[observation])])
-    fills = np.bincount(list(itertools.chain(*members)), minlength=config.num_identities)
+    num_crops = np.bincount(list(itertools.chain(*members)), minlength=config.num_identities)
 
     rng = np.random.default_rng([seed, epoch, index])
     chosen = _choose_identities(clips, config, which_source if one_source else None, rng)
     speeds = [_draw_speed(config, rng) for _ in chosen]
     crops = [
-        iter(_cut_crops(of_identity, speed, num_crops, config.num_samples, rng))
-        for of_identity, speed, num_crops in zip(chosen, speeds, fills, strict=True)
+        iter(_cut_crops(of_identity, speed, number, config.num_samples, rng))
+        for of_identity, speed, number in zip(chosen, speeds, num_crops, strict=True)
     ]
+    drawing = Drawing(config, rng, seed, impulse_responses)
     recipes = []
     for identities in members:
-        rooms = _draw_rooms(len(identities), config, seed, impulse_responses, rng)
-        sources = []
-        for n, room in zip(identities, rooms, strict=True):
+        effects = draw_effects(len(identities), drawing, of_mixture=False)
+        sources: list[SourceRecipe] = []
+        for n, of_source in zip(identities, effects, strict=True):
             sir_db = rng.uniform(*config.sir_db) if sources else None
-            sources.append(SourceRecipe(n, next(crops[n]), sir_db, speeds[n], room))
-        gain_db = rng.uniform(*config.level_db) if rng.random() < config.level_probability else 0.0
-        recipes.append(
-            MixtureRecipe(
-                config.num_samples, config.num_sources, tuple(sources), _draw_noise(noise, config, rng), gain_db
-            )
-        )
+            sources.append(SourceRecipe(n, next(crops[n]), sir_db, speeds[n], of_source))
+        (of_mixture,) = draw_effects(1, drawing, of_mixture=True)
+        drawn_noise = _draw_noise(noise, config, rng)
+        recipes.append(MixtureRecipe(config.num_samples, config.num_sources, tuple(sources), drawn_noise, of_mixture))
     return recipes
 
 
 def mix(
     recipe: MixtureRecipe, waveforms: Mapping[str, np.ndarray], starts: Mapping[str, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Build the mixture of a recipe.
+    """Make the mixture of a recipe.
 
-    Sources are brought to speed, put into their room, and then to their level: what the recipe says of levels is true
-    of what is returned. A silent crop (SILENCE_POWER) has no level to set: where the target or the interferer is
-    silent, the interferer keeps the level that it was recorded at; where all the speech is silent, no noise is added.
+    Sources are cut at their speed, their effects are applied, and then their levels are set, so the levels in the
+    recipe are those of the result. A silent crop (SILENCE_POWER) has no level: if the target or the interferer is
+    silent, the interferer keeps its recorded level; if all the speech is silent, no noise is added.
 
     Args:
         recipe: what to mix.
-        waveforms: float32 array (T',) of every recording that the recipe names (`recording_ids`), by id.
-        starts: by id, the sample of the recording at which its waveform begins, if not at 0.
+        waveforms: float32 arrays (samples,) of all recordings that the recipe names (`recording_ids`), by id.
+        starts: by id, the sample of the recording at which its waveform begins, if not 0.
 
     Returns:
-        mixture (T,), sources (C, T) with the target first and zeros in empty slots, noise (T,); float32, and
-        mixture == sources.sum(0) + noise. Sources are reverberant where the recipe has rooms.
+        mixture (samples,); sources (slots, samples), the target first, zeros in empty slots; noise (samples,). All are
+        float32, and mixture == sources.sum(0) + noise. Sources are reverberant if the recipe has rooms.
 
     Raises:
         ValueError: a recording is missing, shorter than the recipe says, or not finite; an impulse response is silent.
-        ImportError: the recipe has rooms, and pyroomacoustics or SciPy cannot be imported.
-        RuntimeError: the recipe changes the speed, and torchaudio cannot be imported.
+        ImportError: the recipe has rooms, and pyroomacoustics or SciPy cannot be imported; or it changes the speed,
+            and soxr cannot be imported.
     """
     starts = starts or {}
     sources = np.zeros((recipe.num_sources, recipe.num_samples), dtype=np.float32)
     for slot, source in enumerate(recipe.sources):
         for piece in source.pieces:
-            sources[slot, piece.position : piece.position + piece.length] = _take(
-                piece, source.speed, waveforms, starts
-            )
-        if source.room is not None:
-            sources[slot] = reverberate(sources[slot], _response(source.room, waveforms))
+            end = piece.position + piece.length
+            sources[slot, piece.position : end] = _take(piece, source.speed, waveforms, starts)
+        for effect in source.effects:
+            sources[slot] = effect.apply(sources[slot], waveforms)
         if source.sir_db is not None:
             sources[slot] *= _gain(sources[0], sources[slot], source.sir_db)
     speech = sources.sum(axis=0)
@@ -353,22 +350,23 @@ def mix(
                 noise[piece.position : piece.position + piece.length] = _take(piece, 1.0, waveforms, starts)
         noise *= _gain(speech, noise, recipe.noise.snr_db)
 
-    gain = np.float32(10 ** (recipe.gain_db / 20))
-    sources *= gain
-    noise *= gain
+    for effect in recipe.effects:
+        for slot in range(len(recipe.sources)):
+            sources[slot] = effect.apply(sources[slot], waveforms)
+        noise = effect.apply(noise, waveforms)
     return sources.sum(axis=0) + noise, sources, noise
 
 
 def rebuild(recipe: MixtureRecipe | Mapping, recordings: Iterable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Build a mixture again from the data itself, to look into it.
+    """Make a mixture again from the data itself, to inspect it.
 
     >>> rows = itertools.chain(speech.rows(), noise.rows())  # of `stream_utterances`
     >>> mixture, sources, noise = rebuild(json.loads(line), rows)
 
     Args:
         recipe: a recipe, or what its `to_dict` gave.
-        recordings: the data, searched in order until all is found. Each has an `id`, and a `decode()` that gives an
-            object with its whole `waveform`, as `csc_hf.data.utterances.Row` has. Only what the recipe names is decoded.
+        recordings: the data, searched in order until all is found. Each has an `id` and a `decode()` that gives an
+            object with its whole `waveform`, like `csc_hf.data.utterances.Row`. Only what the recipe names is decoded.
 
     Returns:
         What `mix` returns.
@@ -403,14 +401,16 @@ def count_overlapping_crops(recipes: Iterable[MixtureRecipe]) -> int:
 
 @lru_cache
 def _shifts(num_observations: int, num_sources: int) -> tuple[tuple[int, ...], ...]:
-    """For each observation, C - 1 cyclic shifts from the target to its interferers.
+    """For each observation, the `num_sources` - 1 cyclic shifts from the target to its interferers.
 
     Two identities at a distance d in the (cyclic) order of the group meet once for every time that d is the difference
-    of two members of an observation's set {0, *shifts}. So no difference may come twice, in one set or in two. The
-    smallest shifts that obey are taken in turn: 1, 2, ..., U for C = 2. They are the same for every group, since the
-    order of the identities is random. With N > 2 * max(shifts), d and N - d are never both differences.
+    of two members of an observation's set {0, *shifts}. So no difference may occur twice, in one set or in two. The
+    smallest shifts with this property are taken in turn: 1, 2, ..., num_observations for two sources. They are the
+    same for every group, since the order of the identities is random. With num_identities > 2 * max(shifts), d and
+    num_identities - d are never both differences.
     """
-    used, sets = set(), []
+    used: set[int] = set()
+    sets: list[tuple[int, ...]] = []
     for _ in range(num_observations):
         members = [0]
         while len(members) < num_sources:
@@ -427,9 +427,10 @@ def _shifts(num_observations: int, num_sources: int) -> tuple[tuple[int, ...], .
 def _choose_identities(
     clips: Sequence[Clip], config: MixingConfig, which_source: float | None, rng: np.random.Generator
 ) -> list[list[Clip]]:
-    """The clips of N identities, in random order; of one source that the number 0..1 chooses, or of all (None)."""
-    by_source = defaultdict(lambda: defaultdict(list))  # source -> identity -> clips
-    everything = defaultdict(list)
+    """The clips of `num_identities` identities, in random order, of all sources or of the one that a number in 0..1
+    chooses."""
+    by_source: dict[str | None, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
+    everything: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         identity = clip.id if config.supervision == "utterance" else clip.speaker
         if identity is None:
@@ -450,8 +451,8 @@ def _choose_identities(
     if names and which_source is not None:
         shares = np.cumsum([len(by_source[name]) for name in names])
         candidates = by_source[names[np.searchsorted(shares, which_source * shares[-1], side="right")]]
-    candidates = list(candidates.values())
-    return [candidates[i] for i in rng.choice(len(candidates), config.num_identities, replace=False)]
+    clips_of = list(candidates.values())
+    return [clips_of[i] for i in rng.choice(len(clips_of), config.num_identities, replace=False)]
 
 
 def _draw_speed(config: MixingConfig, rng: np.random.Generator) -> float:
@@ -466,15 +467,17 @@ def _cut_crops(
 ) -> list[tuple[Piece, ...]]:
     """Cut `num_crops` crops of `num_samples` samples, at their speed, from the clips of one identity.
 
-    The clips are used in turn, in random order, so that crops differ in their clips as far as there are enough; short
-    clips are joined until the crop is full. Pieces of the same clip are spread over it evenly, from a random start. An
-    identity with less audio than a crop is put at a random place, with zeros around it.
+    The clips are used in turn, in random order, so crops have different clips as far as there are enough. Short clips
+    are joined until the crop is full. Pieces of the same clip are spread evenly over it, from a random start; they do
+    not overlap if the clip is at least one crop longer than all of them. If an identity has less audio than a crop, it
+    is put at a random position, with zeros around it.
     """
     queue = itertools.cycle([clips[i] for i in rng.permutation(len(clips))])
     plan = []  # of each crop: (clip, length) of its pieces
-    uses = defaultdict(int)
+    uses: dict[str, int] = defaultdict(int)
     for _ in range(num_crops):
-        parts, missing = [], num_samples
+        parts: list[tuple[Clip, int]] = []
+        missing = num_samples
         while missing and len(parts) < len(clips):  # no clip twice in one crop
             clip = next(queue)
             at_speed = clip.num_samples * 100 // round(100 * speed)
@@ -499,25 +502,8 @@ def _cut_crops(
 
 
 def _recorded_length(length: int, speed: float) -> int:
-    """Samples of a recording that give `length` samples at a speed: the product, rounded up."""
+    """Samples of a recording that make `length` samples at a speed."""
     return -(-length * round(100 * speed) // 100)
-
-
-def _draw_rooms(
-    num_talkers: int,
-    config: MixingConfig,
-    seed: int,
-    impulse_responses: Sequence[str],
-    rng: np.random.Generator,
-) -> list[SimulatedRoom | str | None]:
-    """Where the talkers of a mixture are heard."""
-    if rng.random() >= config.reverb_probability:
-        return [None] * num_talkers
-    if impulse_responses:
-        return [impulse_responses[i] for i in rng.integers(len(impulse_responses), size=num_talkers)]
-    room, first = int(rng.integers(NUM_ROOMS)), int(rng.integers(NUM_POSITIONS))
-    positions = ((first + talker) % NUM_POSITIONS for talker in range(num_talkers))
-    return [draw_room(seed, room, position, config.reverb_seconds) for position in positions]
 
 
 def _draw_noise(
@@ -528,7 +514,7 @@ def _draw_noise(
     snr_db = rng.uniform(*config.noise_snr_db)
     if not clips or rng.random() >= config.recorded_noise_probability:
         return GeneratedNoise(int(rng.integers(2**63)), rng.uniform(*NOISE_TILT), snr_db)
-    clip = clips[rng.integers(len(clips))]
+    clip = clips[int(rng.integers(len(clips)))]
     start = clip.start + int(rng.integers(max(clip.num_samples - config.num_samples, 0) + 1))
     positions = range(0, config.num_samples, clip.num_samples)  # a short clip is repeated
     return RecordedNoise(
@@ -538,32 +524,22 @@ def _draw_noise(
 
 def _take(piece: Piece, speed: float, waveforms: Mapping[str, np.ndarray], starts: Mapping[str, int]) -> np.ndarray:
     """The samples of a piece, at its speed."""
-    waveform = _find(piece.utterance, waveforms)
+    waveform = find_recording(piece.utterance, waveforms)
     begin = piece.start - starts.get(piece.utterance, 0)
     end = begin + _recorded_length(piece.length, speed)
     samples = waveform[max(begin, 0) : end]
     if len(samples) != end - begin or not np.isfinite(samples).all():
         raise ValueError(
             f"recording {piece.utterance!r}: samples {piece.start} to {piece.start + end - begin} are missing or not "
-            "finite, give the audio that the recipe was drawn for"
+            "finite: give the audio that the recipe was drawn for"
         )
     if speed == 1.0:
         return samples
     return resample(samples, round(100 * speed) * SAMPLING_RATE // 100, SAMPLING_RATE)[: piece.length]
 
 
-def _find(name: str, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
-    if name not in waveforms:
-        raise ValueError(f"the recipe needs recording {name!r}, which is not among the waveforms: add it")
-    return waveforms[name]
-
-
-def _response(room: SimulatedRoom | str, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return simulate(room) if isinstance(room, SimulatedRoom) else align_response(_find(room, waveforms), room)
-
-
 def _gain(reference: np.ndarray, samples: np.ndarray, ratio_db: float) -> np.float32:
-    """Factor that puts `samples` `ratio_db` below the reference; 1 if one of them is silent."""
+    """Factor that brings `samples` to `ratio_db` below the reference; 1 if one of them is silent."""
     of_reference, of_samples = power(reference), power(samples)
     if min(of_reference, of_samples) < SILENCE_POWER:
         return np.float32(1)
@@ -571,7 +547,7 @@ def _gain(reference: np.ndarray, samples: np.ndarray, ratio_db: float) -> np.flo
 
 
 def _coloured_noise(num_samples: int, recipe: GeneratedNoise) -> np.ndarray:
-    """Gaussian noise of shape (num_samples,) with a tilted spectrum (flat below 50 Hz), float32, of power about 1."""
+    """Gaussian noise with a tilted spectrum, flat below 50 Hz, of power about 1: float32 (num_samples,)."""
     spectrum = np.fft.rfft(np.random.default_rng(recipe.seed).standard_normal(num_samples))
     weights = np.maximum(np.fft.rfftfreq(num_samples, 1 / SAMPLING_RATE), 50.0) ** (-recipe.tilt / 2)
     weights /= np.sqrt(np.mean(np.square(weights)))

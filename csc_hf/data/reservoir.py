@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Hold a bounded amount of audio from endless streams. It is a FIFO buffer of utterances that can be saved and resumed.
+"""Hold a bounded amount of audio from endless streams: a FIFO buffer of utterances that can be saved and resumed.
 
-Rows that cannot be used are skipped here (`usable_utterance`, `SkippedRows`), in the same way for every reader of data.
+Rows that cannot be used are skipped here, in the same way for every reader of data (`usable_utterance`).
 """
 
 import logging
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..audio import SAMPLING_RATE
-from .mixing import SILENCE_POWER, Clip, power
+from ..audio import SAMPLING_RATE, SILENCE_POWER, NotFiniteError, power
+from .mixing import Clip
 from .reader import MARK_EVERY, Reader
 from .utterances import REPEATED_ID_REMEDY, Row, Utterance, UtteranceStream
 
@@ -78,6 +78,8 @@ def usable_utterance(
         raise UnusableRow("no speaker")
     try:
         utterance = row.decode()
+    except NotFiniteError as error:
+        raise UnusableRow("not finite") from error
     except ValueError as error:
         raise UnusableRow("not decodable", str(error)) from error
     waveform, start = utterance.waveform, 0
@@ -87,8 +89,6 @@ def usable_utterance(
     if part_seed is not None and len(waveform) > max_samples:
         start = int(np.random.default_rng(part_seed).integers(len(waveform) - max_samples + 1))
         waveform = waveform[start : start + max_samples].copy()  # a view would keep the whole in memory
-    if not np.isfinite(waveform).all():
-        raise UnusableRow("not finite")
     if power(waveform) < SILENCE_POWER:
         raise UnusableRow("silent")
     return replace(utterance, waveform=waveform, start=start)

@@ -6,10 +6,11 @@ simulate(SimulatedRoom)               ->  response
 align_response(recording)             ->  response
 reverberate(waveform, response)       ->  waveform
 
-The simulated rooms of a seed are a bank: NUM_ROOMS rooms with NUM_POSITIONS talkers each. A response is simulated when
-it is first needed, and kept, since simulating takes longer than all the rest of mixing.
+Each seed has a bank of NUM_ROOMS simulated rooms with NUM_POSITIONS talkers each. Simulating a response takes longer
+than all the rest of mixing, so responses are simulated when they are first needed, and cached.
 """
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,14 +22,14 @@ from ..audio import SAMPLING_RATE
 NUM_ROOMS = 64
 NUM_POSITIONS = 8
 REVERB_LIMITS = (0.1, 1.0)
-"""Reverberation times (RT60, in seconds) that rooms can be simulated for."""
+"""Reverberation times (RT60), in seconds, that rooms can be simulated for."""
 
 LEAD = 40
-"""Samples of a response before the direct path arrives (2.5 ms): room for the ripples of a fractional delay."""
+"""Samples of a response before the direct path (2.5 ms), for the ripples of a fractional delay."""
 
 _SMALLEST, _LARGEST = (3.0, 3.0, 2.4), (9.0, 7.0, 3.5)  # metres
-_MARGIN = 0.15  # share of the room's sides along each wall where nobody stands
-_MAX_ABSORPTION = 0.7  # beyond it, Sabine's formula is no guide
+_MARGIN = 0.15  # nobody stands nearer to a wall than this share of the room's side
+_MAX_ABSORPTION = 0.7  # Sabine's formula does not hold beyond it
 _MAX_ORDER = 40  # reflections of an image source; the cost of a simulation grows with its cube
 
 
@@ -39,8 +40,8 @@ class SimulatedRoom:
     Attributes:
         size: sides of the room (x, y, z), in metres.
         rt60: reverberation time by Sabine's formula: seconds until the sound has decayed by 60 dB.
-        microphone: its place (x, y, z), in metres.
-        talker: his place (x, y, z), in metres.
+        microphone: position (x, y, z), in metres.
+        talker: position (x, y, z), in metres.
     """
 
     size: tuple[float, float, float]
@@ -48,14 +49,22 @@ class SimulatedRoom:
     microphone: tuple[float, float, float]
     talker: tuple[float, float, float]
 
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, waveform: np.ndarray, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What is heard of a waveform (samples,) in this room; see `csc_hf.data.augmentation.Effect`."""
+        return reverberate(waveform, simulate(self))
+
 
 def draw_room(seed: int, room: int, position: int, reverb_seconds: tuple[float, float]) -> SimulatedRoom:
     """Talker `position` (0..NUM_POSITIONS-1) in room `room` (0..NUM_ROOMS-1): a pure function of the arguments.
 
-    The talkers of a room share its microphone. The reverberation time is uniform in `reverb_seconds`. A room that is
-    too large for it, even with soft walls, is made smaller.
+    The talkers of a room share its microphone. The reverberation time is uniform in `reverb_seconds`. Rooms that would
+    need walls softer than possible for it are made smaller.
     """
-    rng = np.random.default_rng([seed, room, 0, 2])  # the last number keeps it apart from the streams of `mixing`
+    rng = np.random.default_rng([seed, room, 0, 2])  # the last number: other draws than those of `mixing`
     rt60 = rng.uniform(*reverb_seconds)
     size = rng.uniform(_SMALLEST, _LARGEST)
     surface = 2 * (size[0] * size[1] + size[0] * size[2] + size[1] * size[2])
@@ -78,7 +87,7 @@ def simulate(room: SimulatedRoom) -> np.ndarray:
     with _train_extra():
         import pyroomacoustics
 
-    # Each thread adds up its own share of the reflections: with another number of them, the sum is rounded otherwise.
+    # Each thread adds up its share of the reflections, so rounding depends on the number of threads.
     pyroomacoustics.constants.set("num_threads", 1)
     absorption, order = pyroomacoustics.inverse_sabine(room.rt60, room.size)
     box = pyroomacoustics.ShoeBox(
@@ -96,10 +105,10 @@ def simulate(room: SimulatedRoom) -> np.ndarray:
 
 
 def align_response(response: np.ndarray, name: str) -> np.ndarray:
-    """Cut a recorded impulse response (T',) such that it can be used as a simulated one.
+    """Cut a recorded impulse response (samples,) so that it can be used like a simulated one.
 
-    Its strongest sample is taken for the direct path. A tail of more than REVERB_LIMITS[1] seconds is cut off. In
-    messages it is called by `name`.
+    Its strongest sample is taken for the direct path. The tail is cut off after REVERB_LIMITS[1] seconds. `name` is
+    for error messages.
 
     Returns:
         float32 array (at most LEAD + REVERB_LIMITS[1] in samples,), of unit energy.
@@ -113,9 +122,10 @@ def align_response(response: np.ndarray, name: str) -> np.ndarray:
 
 
 def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """What is heard of a waveform (T,) in the room of a response (`simulate`, `align_response`); float32 (T,).
+    """What is heard of a waveform (samples,) in the room of a response (`simulate`, `align_response`).
 
-    The direct sound comes as it was, without delay. White noise keeps its level, and speech does so roughly.
+    Returns:
+        float32 (samples,). The direct sound is not delayed. White noise keeps its level, speech roughly does.
     """
     with _train_extra():
         from scipy.signal import fftconvolve

@@ -190,7 +190,9 @@ class MixtureStream(IterableDataset):
             held_speech = Reservoir(
                 speech, of_worker, probabilities=probabilities, seed=seed, needs_speaker=needs_speaker, **share
             )
-            held_noise = noise and Reservoir([noise], _divide(noise_reservoir, num_readers), seed=seed, **share)
+            held_noise = None
+            if noise is not None:
+                held_noise = Reservoir([noise], _divide(noise_reservoir, num_readers), seed=seed, **share)
             self._shares.append(_Share(held_speech, held_noise, self, worker))
         self._states = [share.state_dict() for share in self._shares]  # after the batches that were handed out
         for stream in speech if shard.rank == 0 else ():
@@ -200,8 +202,8 @@ class MixtureStream(IterableDataset):
     def __iter__(self) -> Iterator[MixtureBatch]:
         if torch.utils.data.get_worker_info() is not None:
             raise RuntimeError(
-                "MixtureStream starts its own workers, and those of a DataLoader would repeat it: set the DataLoader's "
-                "num_workers=0, and the stream's instead"
+                "MixtureStream starts its own workers, and those of a DataLoader would repeat it: set "
+                "num_workers=0 in the DataLoader, and num_workers of the stream instead"
             )
         return self._from_workers() if self.num_workers else self._from_here()
 
@@ -341,8 +343,8 @@ class _Share:
         first = self.stream.shard.rank == self.worker == 0 and not self._drawn[1]
         if overlapping and first:
             logger.info(
-                "%d of the %d utterances of a group are too short for crops that do not overlap: an utterance of %.0f s "
-                "always has room for the up to %d crops of %g s",
+                "%d of the %d utterances of a group are too short for crops that do not overlap: an utterance of %g "
+                "s always has room for the up to %d crops of %g s",
                 overlapping,
                 config.num_identities,
                 config.seconds * (config.num_observations * config.num_sources + 1),

@@ -258,15 +258,10 @@ class UtteranceStream:
                 self._warn_of_sessions(_path(_value(values, self.audio_column)))
         return label_or_none(value)
 
-    def _folder(self, values: Mapping[str, Any], level: int) -> str:
+    def _folder(self, values: Mapping[str, Any], level: int) -> str | None:
         path = _path(_value(values, self.audio_column))
         folders = PurePath(path).parts[:-1] if path else ()
-        if len(folders) < level:
-            raise ValueError(
-                f"the audio {path!r} has no folder {level} levels above it: the column {FOLDER}{level} needs audio "
-                "files in folders"
-            )
-        return folders[-level]
+        return folders[-level] if len(folders) >= level else None
 
     def _warn_of_sessions(self, path: str | None) -> None:
         """Warn once if folders are `speaker/session/file`: `datasets` takes the session for the label."""
@@ -329,8 +324,8 @@ class Rows:
 
 
 def _is_buffer_shuffled(dataset: IterableDataset) -> bool:
-    """Whether `IterableDataset.shuffle` was called. The state of such a dataset lacks what is in the shuffle buffer, so
-    its rows are read again from the beginning of the epoch instead. `datasets` does not tell in public."""
+    """Whether `IterableDataset.shuffle` was called. The state of such a dataset lacks what is in the shuffle buffer,
+    so its rows are read again from the beginning of the epoch instead. `datasets` has no public way to ask."""
     nodes = [getattr(dataset, "_ex_iterable", None)]
     while nodes:
         node = nodes.pop()

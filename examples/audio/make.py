@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Makes the recordings beside this file of two synthetic voices of `../demo_speech/test`, which no model here was trained
-on: `anna.flac` and `ben.flac`, one utterance of each, and `meeting.flac`, others of both at once, equally loud.
+Make the recordings in this folder from two synthetic voices of `../demo_speech/test`, which no model here was trained
+on: `anna.flac` and `ben.flac` hold one utterance each, `meeting.flac` two others at once, equally loud.
 
     python examples/audio/make.py
 """
@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from csc_hf.audio import SAMPLING_RATE
-from csc_hf.data.mixing import power
+from csc_hf.audio import SAMPLING_RATE, power
 from csc_hf.data.utterances import stream_utterances
 
 FOLDER = Path(__file__).resolve().parent

@@ -1,11 +1,11 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Makes train/ and test/ beside this file: as much of the full synthetic corpus as is small enough to ship.
+"""Make train/ and test/ in this folder from the full synthetic corpus: as much of it as is small enough to ship.
 
 python examples/demo_speech/make.py <folder of the full synthetic corpus>
 
 The corpus is a folder with train/*.parquet and test/*.parquet, columns id, audio {bytes, path}, speaker_id, seconds.
-The audio bytes are copied as they are. All of test is taken, and three utterances of as many training voices as then
-fit, beginning with the voices that have the most utterances.
+The audio bytes are copied unchanged. All of test is taken, and three utterances each of as many training voices as
+fit, those with the most utterances first.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 MAX_BYTES = 7_950_000  # of all Parquet files together
 TRAIN_UTTERANCES_PER_VOICE = 3
 TRAIN_SHARDS, TEST_SHARDS = 4, 2
-ROWS_PER_GROUP = 22  # a row group is the least that a stream can be split by between readers
+ROWS_PER_GROUP = 22  # readers split a stream at row groups
 
-# `datasets` finds this in the Parquet files and so takes the audio column for what it is.
+# `datasets` finds this in the Parquet files and knows the audio column by it.
 FEATURES = {
     "id": {"dtype": "string", "_type": "Value"},
     "audio": {"_type": "Audio"},
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def read_voices(folder: Path) -> dict[str, list[dict]]:
-    """The rows of all Parquet files in `folder` by voice, in the order of their ids, the fullest voices first."""
+    """The rows of all Parquet files in `folder` by voice, ordered by id, the voices with the most rows first."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise ValueError(f"No *.parquet in {folder}: pass the folder that holds train/ and test/.")
@@ -49,7 +49,7 @@ def read_voices(folder: Path) -> dict[str, list[dict]]:
 
 
 def check_disjoint(train: list[dict], test: list[dict]) -> None:
-    """Raises ValueError if a voice or a recording is in both."""
+    """Raise ValueError if a voice or a recording is in both."""
     for what, key in (
         ("speaker_id", lambda row: row["speaker_id"]),
         ("id", lambda row: row["id"]),
@@ -62,13 +62,13 @@ def check_disjoint(train: list[dict], test: list[dict]) -> None:
 
 
 def to_shards(rows: list[dict], count: int) -> list[bytes]:
-    """`rows` as `count` Parquet files, in random order, so that every part of a file holds many voices."""
+    """Write `rows` as `count` Parquet files, shuffled, so that every part of a file holds many voices."""
     rows = random.Random(0).sample(rows, len(rows))
     shards = []
     for index in range(count):
         buffer = pa.BufferOutputStream()
         table = pa.Table.from_pylist(rows[index::count], schema=SCHEMA)
-        # Each OGG file has its code books at its beginning: compressed, they count once a page, a tenth of all bytes.
+        # Every OGG file begins with the same code books, a tenth of all bytes, which compress well.
         pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP, compression="zstd", compression_level=12)
         shards.append(buffer.getvalue().to_pybytes())
     return shards

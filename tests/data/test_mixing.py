@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from csc_hf.data import augmentation
+from csc_hf.data.augmentation import Augmentation, Gain, RecordedRoom
 from csc_hf.data.mixing import (
     Clip,
     GeneratedNoise,
@@ -17,6 +19,7 @@ from csc_hf.data.mixing import (
     Piece,
     RecordedNoise,
     SourceRecipe,
+    count_overlapping_crops,
     draw_group,
     mix,
     rebuild,
@@ -55,6 +58,14 @@ def power(samples):
 
 def draw_many(clips, config, groups=50, **options):
     return list(itertools.chain(*(draw_group(clips, config, 0, 0, index, **options) for index in range(groups))))
+
+
+def room_of(source: SourceRecipe):
+    return source.effects[0] if source.effects else None
+
+
+def gain_of(recipe: MixtureRecipe) -> float:
+    return recipe.effects[0].db if recipe.effects else 0.0
 
 
 def utterance_of(source: SourceRecipe) -> str:
@@ -128,6 +139,8 @@ def test_crops_of_a_long_utterance_do_not_overlap():
             assert 0 <= piece.start <= 7 * 1600
             crops.setdefault(piece.utterance, []).append(piece.start)
     assert max(len(starts) for starts in crops.values()) >= 3
+    assert count_overlapping_crops(draw_group(make_clips(5, 1, num_samples=8 * 1600), config, 0, 0, 0)) == 0
+    assert count_overlapping_crops(draw_group(make_clips(5, 1, num_samples=1700), config, 0, 0, 0)) == 5
     for starts in crops.values():
         assert np.diff(np.sort(starts)).min(initial=1600) >= 1600
 
@@ -225,8 +238,8 @@ def test_the_groups_of_a_step_are_of_one_kind():
 
 def test_augmentation_is_off_by_default():
     for recipe in draw_many(make_clips(), TINY, 10, impulse_responses=["hall"]):
-        assert recipe.gain_db == 0.0
-        assert all((source.speed, source.room) == (1.0, None) for source in recipe.sources)
+        assert recipe.effects == ()
+        assert all((source.speed, source.effects) == (1.0, ()) for source in recipe.sources)
         assert not isinstance(recipe.noise, RecordedNoise)
 
 
@@ -264,7 +277,7 @@ def test_crops_at_another_speed_use_the_recording_to_its_end_and_no_further(num_
 def test_talkers_are_in_one_room_at_different_places():
     config = MixingConfig(19, 2, 3, seconds=0.1, reverb_probability=0.5, reverb_seconds=(0.2, 0.3))
     recipes = draw_many(make_clips(25), config, 20)
-    rooms = [[source.room for source in recipe.sources] for recipe in recipes]
+    rooms = [[room_of(source) for source in recipe.sources] for recipe in recipes]
     assert np.mean([of_mixture[0] is None for of_mixture in rooms]) == pytest.approx(0.5, abs=0.06)
     for of_mixture in rooms:
         if of_mixture[0] is None:
@@ -279,8 +292,8 @@ def test_talkers_are_in_one_room_at_different_places():
 def test_recorded_impulse_responses_are_drawn_for_each_source():
     names = ["hall", "car", "church"]
     recipes = draw_many(make_clips(), replace(TINY, reverb_probability=1.0), impulse_responses=names)
-    assert {source.room for recipe in recipes for source in recipe.sources} == {*names}
-    pairs = {tuple(source.room for source in recipe.sources) for recipe in recipes if len(recipe.sources) == 2}
+    assert {room_of(source) for recipe in recipes for source in recipe.sources} == {*map(RecordedRoom, names)}
+    pairs = {tuple(room_of(source) for source in recipe.sources) for recipe in recipes if len(recipe.sources) == 2}
     assert len(pairs) == 9
 
 
@@ -316,7 +329,7 @@ def test_positions_are_those_of_the_recording():
 
 def test_level_is_drawn_from_its_range():
     config = replace(TINY, level_probability=0.5, level_db=(-12, 3))
-    gains = np.array([recipe.gain_db for recipe in draw_many(make_clips(), config)])
+    gains = np.array([gain_of(recipe) for recipe in draw_many(make_clips(), config)])
     assert np.mean(gains == 0) == pytest.approx(0.5, abs=0.06)
     assert -12 <= gains.min() < -11 and 2 < gains.max() <= 3
 
@@ -328,8 +341,33 @@ def test_a_recipe_goes_through_json():
     for recipe in recipes:
         again = MixtureRecipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
         assert again == recipe and hash(again) == hash(recipe)
-    kinds = {type(part) for r in recipes for part in (r.noise, *(source.room for source in r.sources))}
-    assert kinds == {type(None), GeneratedNoise, RecordedNoise, SimulatedRoom, str}
+    kinds = {type(part) for r in recipes for part in (r.noise, *map(room_of, r.sources), *r.effects)}
+    assert kinds == {type(None), GeneratedNoise, RecordedNoise, SimulatedRoom, RecordedRoom, Gain}
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """An effect that is not in the package: the sign of each talker."""
+
+    signs: tuple[int, ...]
+    recordings = ()
+
+    def apply(self, waveform, waveforms):
+        return waveform * np.float32(self.signs[0])
+
+
+def test_an_augmentation_is_added_in_one_list(monkeypatch):
+    """It is drawn, goes through JSON and is applied, without other changes; what else is drawn stays as it was."""
+    config = replace(EVERYTHING, reverb_probability=0.0)
+    before = draw_many(make_clips(), config, 2)
+    entry = Augmentation(lambda count, drawing: [Inversion((-1, 1)), *[None] * (count - 1)], (Inversion,))
+    monkeypatch.setattr(augmentation, "AUGMENTATIONS", (*augmentation.AUGMENTATIONS, entry))
+    waveforms = make_waveforms(make_clips())
+    for old, recipe in zip(before, draw_many(make_clips(), config, 2), strict=True):
+        assert recipe.sources[0].effects == (*old.sources[0].effects, Inversion((-1, 1)))
+        assert replace(recipe, sources=recipe.sources[1:]) == replace(old, sources=old.sources[1:])
+        recipe = MixtureRecipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+        np.testing.assert_allclose(mix(recipe, waveforms)[1][0], -mix(old, waveforms)[1][0], atol=1e-6)
 
 
 def test_too_few_identities():
@@ -415,8 +453,8 @@ def test_augmented_mixtures_are_sums_at_the_levels_of_the_recipe(options):
             assert 10 * np.log10(power(sources[0]) / power(samples)) == pytest.approx(source.sir_db, abs=1e-3)
         snr = 10 * np.log10(power(sources.sum(0)) / power(noise))
         assert snr == pytest.approx(recipe.noise.snr_db, abs=1e-3)
-        for quiet, loud in zip(mix(recipe, waveforms), mix(replace(recipe, gain_db=0.0), waveforms), strict=True):
-            np.testing.assert_allclose(quiet, loud * 10 ** (recipe.gain_db / 20), atol=1e-6)
+        for quiet, loud in zip(mix(recipe, waveforms), mix(replace(recipe, effects=()), waveforms), strict=True):
+            np.testing.assert_allclose(quiet, loud * 10 ** (gain_of(recipe) / 20), atol=1e-6)
 
 
 @pytest.mark.parametrize("speed", [0.8, 0.93, 1.0, 1.1])
@@ -437,11 +475,11 @@ def test_a_reverberant_source_is_a_convolution(recorded):
     response = np.zeros(900)
     response[[100, 130, 800]] = 1.0, -0.5, 0.25
     waveforms = {**make_waveforms([Clip("a", 1600)]), "hall": response.astype(np.float32)}
-    room = "hall" if recorded else SimulatedRoom((4.0, 5.0, 3.0), 0.2, (1.0, 1.0, 1.0), (3.0, 3.5, 1.5))
-    source = SourceRecipe(0, (Piece("a", 0, 1600, 0),), None, room=room)
+    room = RecordedRoom("hall") if recorded else SimulatedRoom((4.0, 5.0, 3.0), 0.2, (1.0, 1.0, 1.0), (3.0, 3.5, 1.5))
+    source = SourceRecipe(0, (Piece("a", 0, 1600, 0),), None, effects=(room,))
     _, (heard,), _ = mix(MixtureRecipe(1600, 1, (source,), None), waveforms)
     expected = np.zeros(1600)
-    for delay, weight in enumerate(align_response(response, room) if recorded else simulate(room), start=-40):
+    for delay, weight in enumerate(align_response(response, "hall") if recorded else simulate(room), start=-40):
         for n in range(max(delay, 0), min(1600, 1600 + delay)):
             expected[n] += weight * waveforms["a"][n - delay]
     np.testing.assert_allclose(heard, expected, atol=1e-5)
@@ -449,7 +487,7 @@ def test_a_reverberant_source_is_a_convolution(recorded):
 
 def test_a_short_response_delays_nothing():
     waveforms = {**make_waveforms([Clip("a", 1600)]), "dry": np.array([0, 0, 3, 0], dtype=np.float32)}
-    source = SourceRecipe(0, (Piece("a", 0, 1600, 0),), None, room="dry")
+    source = SourceRecipe(0, (Piece("a", 0, 1600, 0),), None, effects=(RecordedRoom("dry"),))
     _, (heard,), _ = mix(MixtureRecipe(1600, 1, (source,), None), waveforms)
     np.testing.assert_allclose(heard, waveforms["a"], atol=1e-6)
 
@@ -570,6 +608,6 @@ def test_audio_that_does_not_fit_the_recipe():
         mix(recipe, {"a": np.zeros(8, dtype=np.float32)}, {"a": 9})
     with pytest.raises(ValueError, match="not finite"):
         mix(recipe, {"a": np.full(8, np.nan, dtype=np.float32)})
-    in_hall = replace(recipe, sources=(replace(recipe.sources[0], room="hall"),))
+    in_hall = replace(recipe, sources=(replace(recipe.sources[0], effects=(RecordedRoom("hall"),)),))
     with pytest.raises(ValueError, match="needs recording 'hall'"):
         mix(in_hall, {"a": np.zeros(8, dtype=np.float32)})

@@ -25,9 +25,9 @@ def test_a_room_is_a_function_of_its_numbers():
 
 
 def test_rooms_have_their_reverberation_time_and_everybody_is_inside():
-    for seconds in ((0.1, 0.1), (0.3, 0.3), (0.5, 0.5), (1.0, 1.0)):
+    for seconds in ((0.1, 0.1), (0.4, 0.4), (1.0, 1.0)):
         measured = []
-        for number in range(12):
+        for number in range(7):
             room = draw_room(0, number, number % NUM_POSITIONS, seconds)
             for place in (room.talker, room.microphone):
                 assert (np.array(place) > 0.1 * np.array(room.size)).all()
@@ -84,7 +84,7 @@ def test_without_pyroomacoustics_the_extra_is_named():
     """Drawing needs nothing but NumPy."""
     code = (
         "import sys; sys.modules['pyroomacoustics'] = sys.modules['scipy.signal'] = None\n"
-        "import numpy as np; from csc_hf import mixing, rooms\n"
+        "import numpy as np; from csc_hf.data import rooms\n"
         "room = rooms.draw_room(0, 0, 0, (0.1, 0.5))\n"
         "for call in (lambda: rooms.simulate(room), lambda: rooms.reverberate(np.ones(9), np.ones(50))):\n"
         "    try:\n"

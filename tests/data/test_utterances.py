@@ -1,13 +1,16 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import io
+import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
+from datasets import IterableDataset
 from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
 
-from csc_hf.data.utterances import stream_utterances
+from csc_hf.data.utterances import Row, UtteranceStream, check_unique_ids, label_or_none, stream_utterances
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,106 @@ def test_rows_go_on_from_any_place(tmp_path, form, shards, num_shares, epoch):
             assert [row.id for row in resumed] == ids[done:]
         seen += ids
     assert len(seen) == len(set(seen)) == len(rows)
+
+
+def test_rows_of_a_shuffled_dataset_go_on_exactly():
+    """The state of a dataset with a shuffle buffer does not hold the buffer."""
+    dataset = IterableDataset.from_generator(make_rows, gen_kwargs={"count": 30})
+    utterances = UtteranceStream(dataset.shuffle(seed=1, buffer_size=8))
+    iterator = utterances.rows(epoch=1)
+    ids = [row.id for row in itertools.islice(iterator, 13)]
+    state = json.loads(json.dumps(iterator.state_dict()))
+    rest = [row.id for row in iterator]
+    assert sorted(ids + rest) == sorted(row["id"] for row in make_rows(30))
+    assert [row.id for row in utterances.rows(epoch=1, state=state)] == rest
+    assert [row.id for row in utterances.rows(epoch=2)] != ids + rest
+
+
+# --- labels and ids ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        *((missing, None) for missing in (None, float("nan"), np.float32("nan"), "", " \t", "nan", "None", "NULL")),
+        *((pd.NA, None), (pd.NaT, "NaT"), ("<NA>", None), (float("inf"), "inf")),
+        *((7, "7"), (7.0, "7"), (np.float64(7), "7"), (7.5, "7.5"), (0, "0"), (False, "False"), ("nano", "nano")),
+    ],
+)
+def test_labels(value, label):
+    assert label_or_none(value) == label
+
+
+def test_missing_labels_of_a_column(tmp_path):
+    """As pandas writes them: numbers with NaN; and as CSV files have them."""
+    rows = make_rows(4)
+    for labels in ([1.0, float("nan"), 2.0, None], ["1", "", "2", "None"]):
+        for row, label in zip(rows, labels, strict=True):
+            row["speaker_id"] = label
+        speakers = [row.speaker for row in stream_utterances(write(tmp_path, rows)).rows()]
+        assert speakers == ["1", None, "2", None]
+
+
+def test_repeated_ids_are_named():
+    rows = [Row(name, b"", speaker) for name, speaker in (("0.wav", "a"), ("1.wav", "a"), ("0.wav", "b"))]
+    assert list(check_unique_ids(rows[:2])) == rows[:2]
+    with pytest.raises(
+        ValueError, match=r"rows 1 \(speaker 'a'\) and 3 \(speaker 'b'\) have the same id '0.wav'.*hash"
+    ):
+        list(check_unique_ids(rows))
+
+
+# --- folders and paths ---------------------------------------------------------------------------------------------
+
+
+def write_sessions(folder, rows):
+    """Audio files as in VoxCeleb: speaker/session/file."""
+    for number, row in enumerate(rows):
+        path = folder / row["speaker_id"] / f"session-{number % 2}" / f"{row['id']}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["audio"]["bytes"])
+    return folder
+
+
+def test_speakers_of_sessions(tmp_path, caplog):
+    """Without the option, the label is the session, which is warned of."""
+    rows = make_rows(9)
+    write_sessions(tmp_path, rows)
+    utterances = stream_utterances(tmp_path, **FILE_COLUMNS | {"speaker_column": "folder:2"})
+    assert {(row.id.split("/")[-1], row.speaker) for row in utterances.rows()} == {
+        (f"{r['id']}.flac", r["speaker_id"]) for r in rows
+    }
+    assert next(iter(utterances)).waveform.size
+    assert not caplog.records
+    labelled = stream_utterances(tmp_path, **FILE_COLUMNS)
+    assert {row.speaker for row in labelled.rows()} == {"session-0", "session-1"}
+    (record,) = caplog.records
+    assert "speaker-0" in record.getMessage() and "'folder:2'" in record.getMessage()
+    for wrong in ("folder:0", "folder:-1", "folder:x"):
+        with pytest.raises(ValueError, match='write "folder:1"'):
+            stream_utterances(tmp_path, **FILE_COLUMNS | {"speaker_column": wrong})
+
+
+def test_folders_of_paths_in_parquet(tmp_path, caplog):
+    rows = make_rows(2)
+    rows[0]["audio"]["path"], rows[1]["audio"]["path"] = "id7/5r0d/1.wav", "1.wav"
+    utterances = stream_utterances(write(tmp_path, rows), speaker_column="folder:2", source_column="folder:1")
+    assert [(row.speaker, row.source) for row in utterances.rows()] == [("id7", "5r0d"), (None, None)]
+    # One speaker, one folder: nothing to warn of.
+    list(stream_utterances(write_files(tmp_path / "files", make_rows(9)), **FILE_COLUMNS).rows())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_existing_path_is_a_path(tmp_path, form):
+    """Brackets and stars in it are no pattern."""
+    write_form, columns = FORMS[form]
+    folder = tmp_path / "my [1] data*"
+    write_form(folder, make_rows(6))
+    other = make_rows(6, prefix="other")
+    write_form(tmp_path / "my 1 data", other)
+    paths = [folder] if form == "files" else [folder, next(folder.iterdir())]
+    for path in paths:
+        assert sorted(row.id.split("/")[-1].split(".")[0] for row in stream_utterances(path, **columns).rows()) == [
+            f"utt-{number}" for number in range(6)
+        ]

@@ -1,9 +1,9 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Separate and embed audio of any length in memory that does not grow with it: overlapping chunks, each separated alone,
-whose slots are brought into one order by the speaker embeddings and then cross-faded.
+Separate and embed audio of any length in constant memory.
 
-Shapes: T samples, C sources (slots), E speaker embedding size, O samples in an overlap.
+Overlapping chunks go through the model one by one. Their slots are brought into one order by the speaker embeddings,
+and the chunks are cross-faded.
 """
 
 import itertools
@@ -17,65 +17,71 @@ import numpy as np
 import torch
 
 from .audio import read_blocks
+from .modeling_csc import CSCPreTrainedModel
 
 CHUNK_SECONDS = 10.0
 OVERLAP_SECONDS = 2.0
 
 SAME_SPEAKER = 0.5
-"""Cosine of embeddings above which a slot is rather taken for a speaker heard before than for a new one: half way from
-what different speakers are trained towards (0) to what one speaker is (1)."""
+"""Cosine of embeddings above which a slot is taken for a known speaker rather than a new one: half way between the
+targets of training for different speakers (0) and for one speaker (1)."""
 
 GAIN_RIDGE = 1e-3
-"""Weight of a source's energy, as against that of the distance, in `scale_to_mixture`: levels are too low by 0.1 %."""
+"""Weight of the energy of a source, relative to that of the distance, in `scale_to_mixture`. It makes levels 0.1 %
+too low."""
 
 
 @dataclass
 class SeparatedAudio:
     """
-    What was found in a recording.
+    The speakers of a recording.
 
     Args:
-        sources: Waveform of each speaker, float32 (C, T), at a level at which they best add up to the recording; None
-            where there are none: of `embed`, and where they were written to files.
-        embeddings: Of each speaker, of unit length, float32 (C, E).
-        activity: Logit that the slot holds a speaker anywhere in the recording, float32 (C,). Below zero the slot's
-            waveform and embedding mean nothing.
+        sources: float32 (slots, samples), the waveform of each speaker, at the level at which they best add up to the
+            recording; None from `embed`, and where they were written to files.
+        embeddings: float32 (slots, embedding), of unit length.
+        activity: float32 (slots,), logit that the slot holds a speaker anywhere in the recording. Below zero, the
+            waveform and the embedding of the slot mean nothing.
+        segments: (segments, hidden size), the `source_hidden_states` of all chunks, slots and segments, which
+            `CSCForPreTraining.aggregate` takes as its memory; None unless `embed` was asked for them.
     """
 
     sources: np.ndarray | None
     embeddings: np.ndarray
     activity: np.ndarray
+    segments: torch.Tensor | None = None
 
 
 @torch.no_grad()
 def separate(
-    model: torch.nn.Module,
+    model: CSCPreTrainedModel,
     waveform: np.ndarray | torch.Tensor | str | os.PathLike,
     chunk_seconds: float = CHUNK_SECONDS,
     overlap_seconds: float = OVERLAP_SECONDS,
     output_files: Sequence[str | os.PathLike] | None = None,
 ) -> SeparatedAudio:
     """
-    Separate a recording chunk by chunk. One that fits a chunk goes through the model as it is: then the sources are
-    the model's, but for their level, and so are embeddings and activity.
+    Separate a recording chunk by chunk.
 
-    The model leaves the level of its sources free, so those of each chunk are brought to the mixture's
-    (`scale_to_mixture`), and neighbouring chunks to each other's by that. See `Speakers` for their order. Where the
-    model separates exactly, so does the whole, but for levels that are 0.1 % low; beyond that, sources are others than
-    of one long run as far as the model makes use of what lies outside a chunk.
+    A recording that fits in one chunk goes through the model as it is. Sources, embeddings and activity are then those
+    of the model, except for the level of the sources.
+
+    The model does not determine the level of its sources. `scale_to_mixture` sets it in each chunk, which makes the
+    levels of neighbouring chunks agree. `Speakers` keeps the order of the slots.
 
     Args:
         model: A CSC model that separates (`CSCForSpeechSeparation`, `CSCForPreTraining`), in evaluation mode.
-        waveform: (T,) floats at the model's sampling rate; or an audio file, which is decoded and resampled by blocks
-            (see `csc_hf.audio.read_blocks`).
-        chunk_seconds: Length of a chunk. The model's memory grows with its square.
-        overlap_seconds: The least that neighbouring chunks share: chunks are of equal length, so they may share more.
-        output_files: A file for each slot to write its source to, block by block, as 32-bit floats; `.wav` or another
-            format that can hold them. With an input file, memory then does not grow with T at all.
+        waveform: Floats (samples,) at the sampling rate of the model; or an audio file, which is decoded and resampled
+            by blocks (see `csc_hf.audio.read_blocks`).
+        chunk_seconds: Length of a chunk. Memory grows with its square.
+        overlap_seconds: Least overlap of neighbouring chunks. Chunks are of equal length, so they may share more.
+        output_files: One file for each slot, to which its source is written block by block as 32-bit floats: `.wav` or
+            another format that can hold them. If the input is a file as well, memory is constant.
 
     Raises:
-        ValueError: The model is in training mode or does not separate, the waveform is not (T,) with T >= 1, holds NaN
-            or infinite samples, or cannot be decoded; the overlap does not fit the chunk; not a file for each slot.
+        ValueError: The model is in training mode or does not separate; the waveform is not of shape (samples,), is
+            empty, holds NaN or infinite samples, or cannot be decoded; the overlap does not fit the chunk; the number
+            of files is not that of slots; the model returns NaN or infinite values.
     """
     num_sources = model.config.num_sources
     if output_files is not None and len(output_files) != num_sources:
@@ -107,22 +113,31 @@ def separate(
 
 @torch.no_grad()
 def embed(
-    model: torch.nn.Module,
+    model: CSCPreTrainedModel,
     waveform: np.ndarray | torch.Tensor | str | os.PathLike,
     chunk_seconds: float = CHUNK_SECONDS,
     overlap_seconds: float = OVERLAP_SECONDS,
+    with_segments: bool = False,
 ) -> SeparatedAudio:
     """
-    Embeddings and activity of the speakers of a recording, without their waveforms: `separate` for a model that need
-    not separate (`CSCModel`). Speakers are then followed by their embeddings alone.
+    Embeddings and activity of the speakers of a recording, without their waveforms.
 
-    Args, errors: As in `separate`.
+    The model need not separate (`CSCModel`). Speakers are followed by their embeddings alone.
+
+    Args:
+        model, waveform, chunk_seconds, overlap_seconds: As in `separate`, with the same errors.
+        with_segments: Whether to return the `segments` of the recording as well. They take memory that grows with its
+            length.
     """
     speakers = Speakers(model.config.num_sources)
+    segments: list[torch.Tensor] = []
     recording = _open(waveform, model.config.sampling_rate)
     for _, samples in chunks(recording, model.config.sampling_rate, chunk_seconds, overlap_seconds):
-        speakers.follow(_run(model, samples))
-    return SeparatedAudio(None, speakers.embeddings, speakers.activity)
+        output = _run(model, samples)
+        speakers.follow(output)
+        if with_segments:
+            segments.append(output.source_hidden_states.flatten(0, 2))
+    return SeparatedAudio(None, speakers.embeddings, speakers.activity, torch.cat(segments) if with_segments else None)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -130,7 +145,7 @@ def embed(
 
 @dataclass
 class Recording:
-    """Audio of which any part can be read: `read(start, length)` gives float32 (length,)."""
+    """Audio of which any part can be read: `read(start, length)` returns float32 (length,)."""
 
     num_samples: int
     read: Callable[[int, int], np.ndarray]
@@ -144,7 +159,9 @@ def _open(waveform, sampling_rate: int) -> Recording:
     else:
         samples = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
         if samples.ndim != 1 or samples.dtype.kind != "f":
-            raise ValueError(f"waveform of shape {samples.shape} and type {samples.dtype}: give floats of shape (T,)")
+            raise ValueError(
+                f"waveform of shape {samples.shape} and type {samples.dtype}: give floats of shape (samples,)"
+            )
         recording = Recording(len(samples), lambda start, length: samples[start : start + length].astype(np.float32))
     if recording.num_samples == 0:
         raise ValueError("the recording holds no samples: leave it out")
@@ -172,8 +189,10 @@ def chunks(
     recording: Recording, sampling_rate: int, chunk_seconds: float, overlap_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    The start of each chunk and its samples, float32. As few chunks as keep the overlap, of equal length, spread evenly
-    over the recording: no chunk is a short rest that tells the model little.
+    Yield the start of each chunk and its samples, float32.
+
+    There are as few chunks as the overlap allows. They are of equal length and spread evenly over the recording, so
+    the last one is no short rest, which would tell the model little.
 
     Raises:
         ValueError: A sample is NaN or infinite, or the overlap is negative or above half of a chunk.
@@ -199,10 +218,17 @@ def chunks(
         yield start, samples
 
 
-def _run(model: torch.nn.Module, samples: np.ndarray):
+def _run(model: CSCPreTrainedModel, samples: np.ndarray):
     if model.training:
         raise ValueError(f"{type(model).__name__} is in training mode, in which its output is random: call .eval()")
-    return model(input_values=torch.from_numpy(samples)[None].to(model.device))
+    output = model(input_values=torch.from_numpy(samples)[None].to(model.device))
+    for values in (output.source_embeddings, output.sources):
+        if values is not None and not values.isfinite().all():
+            raise ValueError(
+                f"{type(model).__name__} returns NaN or infinite values for a recording whose largest sample is "
+                f"{np.abs(samples).max():.3g}: scale the recording to ±1, or check the weights of the model"
+            )
+    return output
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -214,10 +240,18 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def scale_to_mixture(sources: np.ndarray, activity: np.ndarray, mixture: np.ndarray) -> np.ndarray:
     """
-    Sources (C, T) times one factor each, (C, T): those whose sum has the least squared distance to the mixture (T,).
+    Scale each source so that the sum of all has the least squared distance to the mixture.
 
-    The level that a source comes with does not matter. Where the sources do not determine the factors, the slots'
-    activity (C,), a logit, does: of two that are alike and active, each gets half; an idle one, next to nothing.
+    The level of the given sources does not matter. Where they do not determine the factors, the activity of the slots
+    does: of two active sources that are alike, each gets half; an idle one gets next to nothing.
+
+    Args:
+        sources: (slots, samples).
+        activity: (slots,) logits.
+        mixture: (samples,).
+
+    Returns:
+        float32 (slots, samples).
     """
     wide = sources.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -228,7 +262,8 @@ def scale_to_mixture(sources: np.ndarray, activity: np.ndarray, mixture: np.ndar
 
 
 def cross_fade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(C, O) and (C, T) → (C, T): the first O samples change linearly from `before` to `after`."""
+    """(slots, overlap) and (slots, samples) → (slots, samples): over the overlap, change linearly from `before` to
+    `after`."""
     overlap = before.shape[1]
     share = np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1)
     return np.concatenate([before * (1 - share) + after[:, :overlap] * share, after[:, overlap:]], axis=1)
@@ -236,38 +271,37 @@ def cross_fade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 class Speakers:
     """
-    The speakers of a recording, in a fixed order, whatever order the model gives them in a chunk.
+    Keeps the speakers of a recording in one order, whatever order the model gives them in a chunk.
 
-    A slot goes to the speaker whom its embedding is like, by the cosine with the mean of that speaker's embeddings so
-    far (less `SAME_SPEAKER`, so that a new voice does not go to a known speaker while a place is free). Both sides
-    count only as far as they were active. Where the embeddings do not tell, the overlap does, which both chunks have
-    separated: added is the correlation of the waveforms there. Of all assignments, the one with the highest sum is
-    taken, so an idle slot gets the place that is left. (In simulated conversations with embeddings so noisy that they
-    alone swap speakers, the sum swapped less; where both are clean, none.)
+    Each slot of a chunk is assigned to a speaker. The likeness of the two is the cosine of the slot's embedding with
+    the mean of the speaker's embeddings so far, less `SAME_SPEAKER`, so that a new voice is not assigned to a known
+    speaker while a place is free. It is weighted by the activity of both. Added is the correlation of the two
+    waveforms in the overlap, which both chunks have separated: it decides where the embeddings do not. The assignment
+    with the highest sum is taken, so an idle slot gets the place that is left.
     """
 
     def __init__(self, num_sources: int):
         self._orders = np.array(list(itertools.permutations(range(num_sources))))
-        self._mean: np.ndarray | float = 0.0  # (C, E), sum of embeddings weighted by their activity
-        self._presence = np.zeros(num_sources)  # (C,), sum of these weights
+        self._sum: np.ndarray | float = 0.0  # (slots, embedding), of the embeddings, weighted by their activity
+        self._presence = np.zeros(num_sources)  # (slots,), sum of these weights
         self.activity = np.full(num_sources, -np.inf, np.float32)
 
     @property
     def embeddings(self) -> np.ndarray:
-        """(C, E) float32, of unit length: mean over the chunks, weighted by the activity there."""
-        return (self._mean / np.linalg.norm(self._mean, axis=-1, keepdims=True)).astype(np.float32)
+        """float32 (slots, embedding), of unit length: mean over the chunks, weighted by the activity there."""
+        return (self._sum / np.linalg.norm(self._sum, axis=-1, keepdims=True)).astype(np.float32)
 
     def follow(self, output, before: np.ndarray | None = None, after: np.ndarray | None = None) -> np.ndarray:
         """
-        Take up the next chunk.
+        Add the next chunk.
 
         Args:
-            output: What the model made of the chunk: `source_embeddings` (1, C, E), `source_activity` (1, C).
-            before: Sources so far, in the overlap with the chunk, (C, O).
-            after: Sources of the chunk there, in the model's order, (C, O).
+            output: Output of the model: `source_embeddings` (1, slots, embedding), `source_activity` (1, slots).
+            before: (slots, overlap), the sources so far, in the overlap with the chunk.
+            after: (slots, overlap), the sources of the chunk there, in the model's order.
 
         Returns:
-            (C,) int, the slot of each speaker.
+            int (slots,), the slot of each speaker.
         """
         embeddings = _to_numpy(output.source_embeddings[0]).astype(np.float64)
         logits = _to_numpy(output.source_activity[0])
@@ -276,17 +310,17 @@ class Speakers:
         if self._presence.any():
             known = np.minimum(self._presence, 1)[:, None] * weights
             likeness = known * (self.embeddings @ embeddings.T - SAME_SPEAKER)
-            if before is not None:
+            if before is not None and after is not None:
                 likeness = likeness + _correlation(before, after)
             order = self._orders[likeness[order, self._orders].sum(axis=1).argmax()]
-        self._mean = self._mean + (weights[:, None] * embeddings)[order]
+        self._sum = self._sum + (weights[:, None] * embeddings)[order]
         self._presence = self._presence + weights[order]
         self.activity = np.maximum(self.activity, logits[order])
         return order
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(C, O), (C, O) → (C, C): absolute cosine of each pair of signals, 0 for a silent one."""
+    """(slots, overlap) twice → (slots, slots): absolute cosine of each pair of signals, 0 for a silent one."""
     norms = np.linalg.norm(first, axis=1)[:, None] * np.linalg.norm(second, axis=1)
     return np.abs(first @ second.T) / np.where(norms > 0, norms, 1)
 
@@ -295,7 +329,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _array_writer(sources: np.ndarray) -> Callable[[np.ndarray], None]:
-    """Function that puts blocks (C, n) one behind the other."""
+    """A function that writes blocks (slots, samples) one behind the other."""
     position = 0
 
     def write(block: np.ndarray) -> None:
@@ -307,7 +341,7 @@ def _array_writer(sources: np.ndarray) -> Callable[[np.ndarray], None]:
 
 
 def _file_writer(paths: Sequence[str | os.PathLike], sampling_rate: int, files: ExitStack):
-    """Function that appends blocks (C, n) to C files."""
+    """A function that appends blocks (slots, samples) to one file for each slot."""
     import soundfile
 
     outputs = [files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, "FLOAT")) for path in paths]

@@ -1,15 +1,14 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Verifies held-out speakers in adverse conditions: noise, other talkers, short tests; our models and others alike.
+Evaluate speaker verification of held-out speakers in adverse conditions: noise, other talkers, short tests.
 
     python examples/evaluate_verification.py runs/pretrain mfcc --data examples/demo_speech
     python examples/evaluate_verification.py runs/pretrain resemblyzer --data "heldout/*.parquet" \\
         --noise_data "noise/*.parquet" --calibrate_on "dev/*.parquet" --cohort "train/*.parquet" --output_dir runs/eval
     python examples/evaluate_verification.py runs/pretrain --trials voxceleb1_test.txt --root voxceleb1/wav
 
-A model is a saved one (a CSC model, or any with an x-vector head) by its folder or its name on the Hub, a local folder
-of SpeechBrain's, "resemblyzer", or "mfcc". With --output_dir there are results.json, the scores of all trials as CSV,
-a DET plot and score histograms. Confidence intervals are over speakers.
+With --output_dir it writes results.json, the scores of all trials as CSV, a DET plot and score histograms. Confidence
+intervals are over speakers.
 """
 
 import argparse
@@ -21,7 +20,8 @@ from pathlib import Path
 
 from csc_hf import CSCConfig
 from csc_hf.data.utterances import stream_utterances
-from csc_hf.evaluation.embedders import load_embedder
+from csc_hf.evaluation.calibration import ENROLMENTS, Calibration
+from csc_hf.evaluation.embedders import EMBEDDERS, load_embedder
 from csc_hf.evaluation.plots import det_figure, histogram_figure
 from csc_hf.evaluation.reports import format_comparison, format_report
 from csc_hf.evaluation.trial_files import read_trials, write_trials
@@ -32,47 +32,58 @@ from csc_hf.evaluation.verification import Scores, calibrate, measure, score_tri
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("models", nargs="+", help='saved models, "resemblyzer", "mfcc"')
-    add("--data", help="folder, Parquet or tar files by a glob pattern, or name on the Hub, of labelled speech")
-    add("--split", default="test", help="of all data sets here; files are one split, whatever its name")
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=f"{', '.join(EMBEDDERS)}; or a saved model by its folder or its name on the Hub: a CSC model, any model "
+        "with an x-vector head, a local folder of SpeechBrain's",
+    )
+    add("--data", help="labelled speech: folder, glob pattern of Parquet or tar files, or name on the Hub")
+    add("--split", default="test", help="split of every data set here; files are one split, whatever its name")
     add("--audio_column_name", default="audio")
     add("--speaker_column_name", default="speaker_id")
     add("--source_column_name", help="corpus or channel, for error rates within one")
     add("--id_column_name", default="id")
-    add("--trials", help="list of trials, 'label path path' a line, instead of --data")
+    add("--trials", help="list of trials in VoxCeleb's or Kaldi's format, instead of --data")
     add("--root", help="folder that the list's paths are relative to")
     add(
         "--conditions",
         nargs="+",
         default=list(CONDITIONS),
         metavar="NAME",
-        help=f"of {', '.join(CONDITIONS)}; 'basic' for {', '.join(BASIC_CONDITIONS)}",
+        help=f"some of {', '.join(CONDITIONS)}; 'basic' is {', '.join(BASIC_CONDITIONS)}",
     )
     add("--seconds", type=float, default=4.0, help="length of a recording")
-    add("--recordings", type=int, default=6, help="recordings a speaker")
-    add("--max_speakers", type=int, help="take so many speakers")
+    add("--recordings", type=int, default=6, help="most recordings of a speaker")
+    add("--max_speakers", type=int, help="most speakers")
     add("--seed", type=int, default=0)
-    add("--noise_data", help="recorded noise, in the forms of --data; or noise is generated")
-    add("--calibrate_on", help="speech of other speakers to learn calibrations on, in the form of --data")
+    add("--noise_data", help="recorded noise, given as --data is; without it, noise is generated")
+    add("--calibrate_on", help="speech of other speakers to learn calibrations on, given as --data is")
     add(
         "--store_calibration",
         metavar="NAME",
-        help="condition whose calibration each model, a CSC model in a folder, keeps in its config.json",
+        help="condition whose calibration is stored in the config.json of each model, a CSC model in a local folder",
     )
-    add("--cohort", help="speech of other speakers to normalise scores by (AS-norm), in the form of --data")
-    add("--top_k", type=int, default=100, help="speakers of the cohort that a score is normalised by")
+    add("--cohort", help="speech of other speakers to normalise scores by (AS-norm), given as --data is")
+    add("--top_k", type=int, default=100, help="closest speakers of the cohort, which normalise a score")
     add("--enrolment_recordings", type=int, default=1, help="recordings of one enrolment")
-    add("--enrolment", choices=("mean", "attention"), default="mean", help="how they become one")
-    add("--num_resamples", type=int, default=500, help="of the speakers, for confidence intervals; 0 for none")
+    add(
+        "--enrolment",
+        choices=ENROLMENTS,
+        default="mean",
+        help="compare a test with the mean embedding of an enrolment, or by the trained cross-attention",
+    )
+    add("--num_resamples", type=int, default=500, help="draws of the speakers for confidence intervals; 0: none")
     add("--batch_size", type=int, default=16)
-    add("--cache_dir", help="folder that keeps embeddings")
+    add("--cache_dir", help="folder that keeps embeddings for other runs")
     add("--output_dir", type=Path, help="folder for results.json, scores and plots")
-    add("--write_trials", type=Path, help="folder for lists of the trials and their audio, for other tools")
+    add("--write_trials", type=Path, help="folder to write lists of the trials and their audio to, for other tools")
     args = parser.parse_args(argv)
     if (args.data is None) == (args.trials is None):
         parser.error("give --data or --trials")
     if args.trials is not None and (args.root is None or args.calibrate_on is not None):
-        parser.error("--trials needs --root, and its one condition has no calibration here: leave out --calibrate_on")
+        parser.error("--trials needs --root, and there is no calibration for its condition: leave out --calibrate_on")
     if args.conditions == ["basic"]:
         args.conditions = list(BASIC_CONDITIONS)
     if args.store_calibration is not None:
@@ -88,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enrolment_recordings: int) -> TrialSet:
-    """Build trials of a data set, and say what could not be used."""
+    """Build trials of a data set, and print what was left out."""
     columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
     failures: dict[str, str] = {}
     noise = None
@@ -116,16 +127,21 @@ def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enro
 
 
 def commit() -> str | None:
-    """The commit of this code, if it lies in a clone."""
+    """Commit of this code, if it is in a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
 def write_plots(folder: Path, scores: Scores) -> None:
+    """Plot the conditions that have both target and other trials."""
     by_condition = {name: (values, scores.trials.conditions[name].is_target) for name, values in scores.scores.items()}
-    det_figure(by_condition).savefig(folder / "det.png", dpi=150)
-    histogram_figure(by_condition).savefig(folder / "scores.png", dpi=150)
+    both = {name: values for name, values in by_condition.items() if len(set(values[1].tolist())) == 2}
+    if left_out := by_condition.keys() - both.keys():
+        print(f"no plots of {', '.join(sorted(left_out))}: trials of one class only", file=sys.stderr)
+    if both:
+        det_figure(both).savefig(folder / "det.png", dpi=150)
+        histogram_figure(both).savefig(folder / "scores.png", dpi=150)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,11 +162,13 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.models:
         embedder = load_embedder(name, args.batch_size)
         options = args.enrolment, cohort, args.top_k, args.cache_dir
-        calibrations = None if development is None else calibrate(score_trials(embedder, development, *options))
-        if args.store_calibration is not None:
-            config = CSCConfig.from_pretrained(name)
-            calibrations[args.store_calibration].store(config)
-            config.save_pretrained(name)
+        calibrations: dict[str, Calibration] | None = None
+        if development is not None:
+            calibrations = calibrate(score_trials(embedder, development, *options))
+            if args.store_calibration is not None:
+                config = CSCConfig.from_pretrained(name)
+                calibrations[args.store_calibration].store(config)
+                config.save_pretrained(name)
         scores = score_trials(embedder, trials, *options)
         results[name] = measure(scores, calibrations, args.num_resamples)
         print(f"{name}: {format_report(results[name])}\n", flush=True)

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,13 +181,11 @@ def test_files_block_by_block(tmp_path):
 
 MEMORY = """
 import sys
+sys.path.insert(0, sys.argv[2])
 import psutil
-import torch
-from csc_hf import CSCConfig, CSCForSpeechSeparation
+from test_long_audio import SignSeparator
 from csc_hf.long_audio import separate
-torch.manual_seed(0)
-torch.set_num_threads(1)
-model = CSCForSpeechSeparation(CSCConfig.tiny(front_end="stft")).eval()
+model = SignSeparator()
 used = []  # after each chunk, in MB
 model.register_forward_hook(lambda *_: used.append(psutil.Process().memory_info().rss / 1e6))
 peaks = []
@@ -203,7 +202,10 @@ def test_memory_does_not_grow_with_length(tmp_path):
     for minutes in (1, 2, 6):
         soundfile.write(tmp_path / f"{minutes}.wav", conversation((60 * minutes, "pn")), RATE)
     process = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", MEMORY, str(tmp_path), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr
     # Four more minutes are 15 MB of mixture, and 31 MB of sources. (The first minute warms the allocator up.)

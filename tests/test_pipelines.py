@@ -1,7 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Real `pipeline()` calls, with tiny models and with ones whose speakers are known."""
 
-import logging
+import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from csc_hf import (
     CSCModel,
     CSCModelOutput,
 )
-from csc_hf.evaluation.calibration import fit_calibration
+from csc_hf.evaluation.calibration import Calibration, fit_calibration
 from csc_hf.long_audio import separate
 
 TINY = {"front_end": "stft", "initializer_range": 0.3}
@@ -44,19 +45,28 @@ class SignEncoder(CSCModel):
         )
 
 
-def calibrated(model, condition: str = "clean", shift: float = 0.0):
+def calibrated(model, condition: str = "clean", shift: float = 0.0, enrolment: str = "mean"):
     """The model, with a threshold of 0.5 + shift."""
     scores = np.array([0.8, 0.9, 0.4, 0.2, 0.1, 0.6]) + shift
-    fit_calibration(scores, np.array([1, 1, 1, 0, 0, 0]), condition, "abc").store(model)
+    fit_calibration(scores, np.array([1, 1, 1, 0, 0, 0]), condition, "abc", enrolment=enrolment).store(model)
     return model
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """A saved pre-training checkpoint."""
     torch.manual_seed(0)
-    CSCForPreTraining(CSCConfig.tiny(**TINY)).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    folder = tmp_path_factory.mktemp("model")
+    CSCForPreTraining(CSCConfig.tiny(**TINY)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(folder, tmp_path_factory):
+    """A saved encoder, without separator and cross-attention."""
+    encoder_folder = tmp_path_factory.mktemp("encoder")
+    CSCModel.from_pretrained(folder).save_pretrained(encoder_folder)
+    return encoder_folder
 
 
 # --- speaker verification --------------------------------------------------------------------------------------------
@@ -116,11 +126,13 @@ def test_several_recordings_are_averaged():
     assert score == pytest.approx(2 / np.sqrt(5))
 
 
-def test_attention_is_the_trained_cross_attention(folder):
+def test_attention_is_the_trained_cross_attention(folder, encoder_folder):
     rng = np.random.default_rng(0)
     waveforms = [0.1 * rng.standard_normal(length).astype(np.float32) for length in (RATE, RATE // 2, RATE)]
-    model = CSCForPreTraining.from_pretrained(folder)
-    verify = pipeline("speaker-verification", model=model, enrolment="attention")
+    verify = pipeline("speaker-verification", model=str(folder), enrolment="attention")
+    model = verify.model
+    num_calls = []
+    model.csc.register_forward_hook(lambda *_: num_calls.append(1))
     with torch.no_grad():
         first, second, test = (model.csc(torch.from_numpy(samples)[None]) for samples in waveforms)
         memory = [output.source_hidden_states.reshape(-1, model.config.hidden_size) for output in (first, second)]
@@ -128,11 +140,13 @@ def test_attention_is_the_trained_cross_attention(folder):
         queries = test.source_embeddings[0, (activity > 0) | (activity == activity.max())]
         answers = [model.aggregate(query[None], torch.cat(memory)[None])[0] for query in queries]
     expected = max((query @ answer).item() for query, answer in zip(queries, answers, strict=True))
+    num_calls.clear()
     assert verify(waveforms[:2], waveforms[2])["score"] == pytest.approx(expected, abs=1e-5)
+    assert len(num_calls) == 3, "one forward pass a recording"
     verify.enrol("anna", waveforms[:2])
     assert verify(waveforms[2])[0]["score"] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ValueError, match="CSCModel lacks: pass model=CSCForPreTraining"):
-        pipeline("speaker-verification", model=str(folder), enrolment="attention")
+    with pytest.raises(ValueError, match="CSCModel lacks: use a checkpoint of CSCForPreTraining"):
+        pipeline("speaker-verification", model=str(encoder_folder), enrolment="attention")
     with pytest.raises(ValueError, match="'median'"):
         pipeline("speaker-verification", model=model, enrolment="median")
 
@@ -175,18 +189,92 @@ def test_calibration_decides_unless_the_caller_does(caplog):
     assert caplog.text.count("no calibration") == 1, "the caller's threshold is all that is needed"
 
 
-def test_new_weights_are_told_loudly(folder, caplog):
-    caplog.set_level(logging.WARNING)
-    pipeline("speaker-verification", model=str(folder), threshold=0.5)
+def test_a_calibration_decides_for_its_kind_of_enrolment_only(folder, caplog):
+    model = calibrated(CSCForPreTraining.from_pretrained(folder))
+    attend = pipeline("speaker-verification", model=model, enrolment="attention")
+    assert "no calibration for enrolment='attention'" in caplog.text
+    bare = attend(POSITIVE, BOTH)
+    assert (bare["llr"], bare["decision"], bare["threshold"], bare["condition"]) == (None,) * 4
+    with pytest.raises(ValueError, match="no calibration of enrolment='attention' for condition 'clean'"):
+        attend(POSITIVE, BOTH, condition="clean")
+    caplog.clear()
+    calibrated(model, shift=0.2, enrolment="attention")
+    for enrolment in ("mean", "attention"):
+        result = pipeline("speaker-verification", model=model, enrolment=enrolment)(POSITIVE, BOTH)
+        assert result["threshold"] == Calibration.load(model, "clean", enrolment).threshold
+        assert result["decision"] is not None
+    assert "no calibration" not in caplog.text
+
+
+def test_weights_that_the_checkpoint_lacks_are_told_loudly(folder, encoder_folder, caplog):
+    for path in (folder, encoder_folder):
+        pipeline("speaker-verification", model=str(path), threshold=0.5)
     pipeline("speech-separation", model=str(folder))
-    # A classifier that is new does not matter here.
-    pipeline("speaker-verification", model=CSCForXVector.from_pretrained(folder), threshold=0.5)
     assert "MEANS NOTHING" not in caplog.text
-    pipeline("speaker-verification", model=CSCModel(CSCConfig.tiny()), threshold=0.5)
+    run = pipeline("speech-separation", model=str(encoder_folder))
+    assert caplog.text.count("MEANS NOTHING") == 1 and "csc.separator" in caplog.text
+    # Whoever hands a model over, that one too, may have trained it meanwhile.
+    pipeline("speech-separation", model=run.model)
     assert caplog.text.count("MEANS NOTHING") == 1
-    CSCModel.from_pretrained(folder).save_pretrained(folder)  # without a separator
-    pipeline("speech-separation", model=str(folder))
-    assert caplog.text.count("MEANS NOTHING") == 2 and "csc.separator" in caplog.text
+
+
+def _loaded_into_another(model):
+    other = CSCModel(model.config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def _assigned_to_another(model):
+    with torch.device("meta"):
+        other = CSCModel(model.config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.to(torch.bfloat16).float(),
+        copy.deepcopy,
+        lambda model: torch.optim.swa_utils.AveragedModel(model).module,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        _loaded_into_another,
+        _assigned_to_another,
+        torch.compile,
+        lambda model: CSCForXVector.from_pretrained(model.name_or_path),  # a new classifier does not matter here
+    ],
+)
+def test_there_is_no_false_alarm_of_weights(change, encoder_folder, caplog):
+    model = CSCModel.from_pretrained(encoder_folder).eval()
+    verify = pipeline("speaker-verification", model=change(model), threshold=0.5)
+    assert "MEANS NOTHING" not in caplog.text
+    expected = pipeline("speaker-verification", model=model, threshold=0.5)(POSITIVE, BOTH)
+    assert verify(POSITIVE, BOTH)["score"] == pytest.approx(expected["score"], abs=0.05)
+
+
+# --- as in the pipelines of Transformers -----------------------------------------------------------------------------
+
+
+def test_batches_give_what_single_calls_give(folder):
+    recordings = [
+        BOTH[: RATE // 2],
+        {"audio": {"array": BOTH, "sampling_rate": RATE}, "id": 7},
+        conversation((3, "pn")),
+    ]
+    loading = {"batch_size": 2, "local_files_only": True, "dtype": "float32", "device": "cpu"}
+    verify = pipeline("speaker-verification", model=str(folder), threshold=0.5, **loading)
+    verify.enrol("anna", POSITIVE)
+    separate = pipeline("speech-separation", model=str(folder), chunk_seconds=2.0, overlap_seconds=0.5, **loading)
+    expected = [verify(recording) for recording in recordings]
+    assert verify(recordings) == verify(recordings, batch_size=3) == expected
+    assert list(verify(recording for recording in recordings)) == expected
+    assert verify([]) == []
+    for found, recording in zip(separate(recordings, batch_size=3), recordings, strict=True):
+        alone = separate(recording)
+        assert np.array_equal(found["sources"], alone["sources"])
+        assert np.array_equal(found["embeddings"], alone["embeddings"])
+    trials = [{"enrolment": POSITIVE, "test": recording, "label": 1} for recording in recordings]  # rows, as well
+    assert [result["score"] for result in verify(trials)] == [results[0]["score"] for results in expected]
 
 
 @pytest.mark.parametrize("samples", [SILENCE, SILENCE[:1], 1e-6 * POSITIVE])
@@ -211,12 +299,21 @@ def test_short_audio_has_finite_scores(folder, num_samples):
     assert separation["sources"].shape == (2, num_samples) and np.isfinite(separation["sources"]).all()
 
 
+@pytest.mark.parametrize("level", [1e-30, 1e19, 1e37])
+def test_recordings_of_any_level_have_finite_results(level, folder):
+    loud = (level * BOTH).astype(np.float32)
+    result = pipeline("speaker-verification", model=str(folder), enrolment="attention")(loud, BOTH)
+    separation = pipeline("speech-separation", model=str(folder))(loud)
+    assert np.isfinite(result["score"]) and np.isfinite(separation["sources"]).all()
+    assert np.abs(separation["sources"]).max() > 0.1 * np.abs(loud).max()
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((POSITIVE, np.where(np.arange(RATE) == 7, np.nan, POSITIVE)), "sample 7 of the recording is nan"),
-        ((POSITIVE, "missing.wav"), "missing.wav"),
-        ((POSITIVE, POSITIVE[:0]), "no samples"),
+        ((POSITIVE, np.where(np.arange(RATE) == 7, np.nan, POSITIVE)), "nan|NaN"),
+        ((POSITIVE, "missing.wav"), "test: .*missing.wav"),
+        (([POSITIVE, POSITIVE[:0]], POSITIVE), "recording 2 of the enrolment: .* no samples"),
         (([], POSITIVE), "without recordings"),
         ((POSITIVE, POSITIVE, POSITIVE), "a tuple of 3"),
         ({"enrollment": POSITIVE, "test": POSITIVE}, r"\['enrollment', 'test'\]"),
@@ -255,8 +352,26 @@ def test_separation_of_short_and_long_audio(folder):
         assert np.array_equal(result["activity"], expected.activity)
         assert result["sampling_rate"] == RATE
     assert len(run([waveform, BOTH])) == 2
-    with pytest.raises(ValueError, match="sample 0 of the recording is nan"):
+    with pytest.raises(ValueError, match="nan|NaN"):
         run(np.full(100, np.nan))
+
+
+def test_sources_do_not_clip_where_the_recording_does_not():
+    class Opposite(SignSeparator):
+        """Its sources are far louder than their sum."""
+
+        def forward(self, input_values):
+            output = super().forward(input_values)
+            noise = 50 * torch.randn(input_values.shape, generator=torch.Generator().manual_seed(0))
+            output.sources = torch.stack([input_values + noise, -noise], dim=1)
+            return output
+
+    loud = 0.9 * BOTH / np.abs(BOTH).max()
+    assert np.abs(separate(Opposite(), loud).sources).max() > 1.5
+    result = pipeline("speech-separation", model=Opposite())(loud)
+    assert np.abs(result["sources"]).max() == pytest.approx(1.0)
+    clipped = pipeline("speech-separation", model=SignSeparator())(2 * loud)
+    np.testing.assert_allclose(clipped["sources"].sum(axis=0), 2 * loud, atol=1e-2)
 
 
 def test_one_speaker_is_extracted():

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, pipeline
 
 from csc_hf import CSCForPreTraining
 from csc_hf.data.utterances import stream_utterances
-from csc_hf.evaluation.calibration import Calibration
+from csc_hf.evaluation.calibration import ENROLMENTS, Calibration
 from csc_hf.evaluation.trials import build_trials
 from csc_hf.evaluation.verification import evaluate
 
@@ -39,6 +39,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 for auto_class in (AutoModel, AutoModelForPreTraining):
     model, loading = auto_class.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
+    assert {one["enrolment"] for one in model.config.calibration.values()} == {"mean", "attention"}
     assert not loading["missing_keys"] and not loading["mismatched_keys"], loading
 extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
 noise = torch.randn(16000, generator=torch.Generator().manual_seed(0)).numpy()
@@ -72,6 +73,7 @@ def test_its_card_says_what_was_measured(name):
     assert figures == {condition: round(100 * of["eer"], 2) for condition, of in conditions.items()}
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", MODELS)
 def test_its_figures(name):
     """On the synthetic voices that ship, which it has not heard."""
@@ -90,10 +92,21 @@ def test_its_figures(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_calibrated(name):
     model = CSCForPreTraining.from_pretrained(CARDS / name)
-    for condition, stored in model.config.calibration.items():
-        calibration = Calibration.load(model, condition)
+    assert {calibration["enrolment"] for calibration in model.config.calibration.values()} == set(ENROLMENTS)
+    for stored in model.config.calibration.values():
+        calibration = Calibration.load(model, stored["condition"], stored["enrolment"])
         assert calibration.to_dict() == stored
         assert calibration.scale > 0 and abs(calibration.llr(calibration.threshold)) < 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("enrolment", ENROLMENTS)
+def test_it_decides_who_speaks_in_the_recordings_that_ship(name, enrolment, caplog):
+    verify = pipeline("speaker-verification", model=str(CARDS / name), enrolment=enrolment)
+    audio = ROOT / "examples" / "audio"
+    assert verify(audio / "anna.flac", audio / "meeting.flac")["decision"]
+    assert not verify(audio / "anna.flac", audio / "ben.flac")["decision"]
+    assert "no calibration" not in caplog.text
 
 
 @pytest.mark.parametrize("name", MODELS)

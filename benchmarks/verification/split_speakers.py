@@ -1,6 +1,6 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Splits labelled speech in Parquet files into train and dev, no speaker in both; leaves out what may not be used.
+Split labelled speech in Parquet files into train and dev, with no speaker in both; leave out licences.
 
     python benchmarks/verification/split_speakers.py "corpus/train/*.parquet" runs/split --leave_out GPL
     python benchmarks/verification/split_speakers.py "voices/*.parquet" runs/voices --source voices --licence CC0
@@ -17,8 +17,10 @@ NUM_SHARDS = 4
 
 
 def dev_speakers(speakers_of: dict[str, set[str]], share: float) -> set[str]:
-    """Of each source its `share` of the speakers, rounded: those whose names' hashes come first, so that a speaker's
-    fate does not hang on who else is there."""
+    """The speakers of the dev set: of each source, `share` of its speakers, rounded.
+
+    They are those whose names have the lowest hashes, so that the choice depends little on who else is there.
+    """
 
     def rank(speaker: str) -> str:
         return hashlib.blake2b(speaker.encode()).hexdigest()
@@ -33,12 +35,18 @@ def dev_speakers(speakers_of: dict[str, set[str]], share: float) -> set[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("data", help="Parquet files, by a glob pattern, with the columns audio, speaker_id, seconds, source, licence")
-    add("output_dir", type=Path, help="folder to be given train/ and dev/")
+    add("data", help="glob pattern of Parquet files with the columns audio, speaker_id, seconds, source, licence")
+    add("output_dir", type=Path, help="folder to write train/ and dev/ to")
     add("--dev_share", type=float, default=0.12, help="share of the speakers of each source; 0 for noise")
-    add("--source", help="of data without that column: what all of it is from")
-    add("--licence", help="of data without that column: that of all of it")
-    add("--leave_out", default=(), nargs="*", metavar="LICENCE", help="beginnings of licences")
+    add("--source", help="source of all data, where that column is missing")
+    add("--licence", help="licence of all data, where that column is missing")
+    add(
+        "--leave_out",
+        default=(),
+        nargs="*",
+        metavar="LICENCE",
+        help="leave out rows whose licence begins with one of these",
+    )
     args = parser.parse_args(argv)
 
     rows = load_dataset("parquet", data_files=args.data, split="train").cast_column("audio", Audio(decode=False))
@@ -50,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{num_rows - len(rows)} of {num_rows} rows left out for their licence")
     dev: set[str] = set()
     if args.dev_share:
-        speakers_of = defaultdict(set)
+        speakers_of: dict[str, set[str]] = defaultdict(set)
         for source, speaker in zip(rows["source"], rows["speaker_id"], strict=True):
             speakers_of[source].add(speaker)
         dev = dev_speakers(speakers_of, args.dev_share)

@@ -2,7 +2,6 @@
 """Calibration: scores to log-likelihood ratios and decisions, learnt on trials and stored in the configuration."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -114,7 +113,13 @@ class Calibration:
         return self.condition, self.enrolment
 
 
-def _stored(config) -> Sequence[Calibration]:
+def calibrated_conditions(model_or_config, enrolment: str = "mean") -> list[str]:
+    """Conditions for which a CSC model or configuration has a calibration for this kind of enrolment, sorted."""
+    stored = _stored(getattr(model_or_config, "config", model_or_config))
+    return sorted(one.condition for one in stored if one.enrolment == enrolment)
+
+
+def _stored(config) -> list[Calibration]:
     return [Calibration.from_dict(values) for values in (config.calibration or {}).values()]
 
 
@@ -179,8 +184,8 @@ def _logit(p: float) -> float:
 
 
 def _minimise(scores: np.ndarray, signs: np.ndarray, weights: np.ndarray, prior: float) -> np.ndarray:
-    """The scale and offset that minimise Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))), plus the
-    ridge, by Newton's method. Each step is halved until the loss falls."""
+    """The scale and offset that minimise Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))) plus
+    the ridge, by Newton's method. Each step is halved until the loss falls."""
     design = np.stack([scores, np.ones_like(scores)])
 
     def loss(parameters: np.ndarray) -> float:

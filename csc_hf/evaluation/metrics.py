@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""What is measured: errors of verification, SI-SDR of separation, signs of collapse. NumPy only."""
+"""Metrics of verification, of separation (SI-SDR), and of the collapse of embeddings. NumPy only."""
 
 import itertools
 from collections.abc import Callable
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The best permutation is found by trying all of them: 8 slots are 40,320.
 MAX_SOURCES = 8
+"""Most slots of `best_permutation`, which tries all permutations: for 8 slots, 40,320."""
 
 
 @dataclass(frozen=True)
 class RocCurve:
-    """What the falling threshold accepts: all that the order of the scores tells, from one sort.
+    """The trials that are accepted at each threshold, from one sort of the scores.
 
-    Equal scores are accepted together, so a tie between a target and a non-target is one step of the curve and the
-    order of the trials cannot matter.
+    Equal scores are accepted together, so a tie between a target and a non-target is one step of the curve, and the
+    order of the trials does not matter.
 
     Attributes:
-        thresholds: (P + 1,) infinity, where nothing is accepted, and then the P distinct scores, falling. A trial is
+        thresholds: (points,) infinity, where nothing is accepted, then the distinct scores, falling. A trial is
             accepted if its score is at least the threshold.
-        accepted_targets: (P + 1,) number of target trials that are accepted, from 0 to all of them.
-        accepted_nontargets: (P + 1,) the same for non-target trials.
+        accepted_targets: (points,) number of target trials that are accepted, from 0 to all of them.
+        accepted_nontargets: (points,) the same for non-target trials.
     """
 
     thresholds: np.ndarray
@@ -31,7 +31,7 @@ class RocCurve:
 
     @classmethod
     def from_scores(cls, scores: np.ndarray, labels: np.ndarray) -> "RocCurve":
-        """The curve of trials: `scores` and `labels` (P,) as in [`equal_error_rate`], and the same errors."""
+        """The curve of `scores` and `labels` as in [`equal_error_rate`], with the same errors."""
         scores, is_target = _check_trials(scores, labels)
         order = np.argsort(-scores)
         scores, is_target = scores[order], is_target[order]
@@ -44,12 +44,12 @@ class RocCurve:
 
     @property
     def false_accept(self) -> np.ndarray:
-        """(P + 1,) share of the non-target trials that are accepted, rising from 0 to 1."""
+        """(points,) share of the non-target trials that are accepted, rising from 0 to 1."""
         return self.accepted_nontargets / self.accepted_nontargets[-1]
 
     @property
     def false_reject(self) -> np.ndarray:
-        """(P + 1,) share of the target trials that are rejected, falling from 1 to 0."""
+        """(points,) share of the target trials that are rejected, falling from 1 to 0."""
         return (self.accepted_targets[-1] - self.accepted_targets) / self.accepted_targets[-1]
 
     def equal_error_rate(self, convex_hull: bool = False) -> float:
@@ -71,8 +71,8 @@ class RocCurve:
         """See [`min_cllr`]."""
         hull = self.convex_hull()
         shares = np.stack([np.diff(-hull.false_reject), np.diff(hull.false_accept)])  # (2, steps), of both classes
-        # All scores of a step get one likelihood ratio, share of the targets / share of the non-targets. Where a class
-        # has no share, it has no cost.
+        # All scores of a step get one likelihood ratio: the share of the targets over that of the non-targets. A class
+        # without a share has no cost.
         odds = np.divide(shares[::-1], shares, out=np.zeros_like(shares), where=shares > 0)
         return float((shares * np.log2(1 + odds)).sum() / 2)
 
@@ -81,12 +81,12 @@ class RocCurve:
         return self._at(self._turns(np.arange(len(self.thresholds))) != 0)
 
     def convex_hull(self) -> "RocCurve":
-        """The corners of the curve's convex hull, on the side of few errors: what pool-adjacent-violators finds.
+        """The corners of the convex hull of the curve, on the side of few errors, as pool-adjacent-violators finds it.
 
-        A point on or below the line between any two others is no corner of the hull. All the points for which the two
-        beside them show it are left out at once, again and again until there is none.
+        A point on or below the line between any two others is no corner of the hull. All points that lie so between
+        their two neighbours are removed at once, until there are none.
         """
-        # The curve of a resample has steps that accept nothing.
+        # The curve of a bootstrap draw has steps that accept nothing.
         moves = np.diff(self.accepted_targets) + np.diff(self.accepted_nontargets) > 0
         kept = np.flatnonzero(np.append(True, moves))
         while True:
@@ -96,9 +96,8 @@ class RocCurve:
             kept = kept[is_corner]
 
     def _turns(self, points: np.ndarray) -> np.ndarray:
-        """Where the curve through these points bends to the right (< 0), not at all (0), or left; < 0 at both ends.
-
-        The numbers of trials are integers, and so is this: it is exact.
+        """Whether the curve through these points bends to the right (< 0), not at all (0), or to the left (> 0) at
+        each of them; < 0 at both ends. The numbers of trials are integers, so this is exact.
         """
         up, right = np.diff(self.accepted_targets[points]), np.diff(self.accepted_nontargets[points])
         return np.concatenate([[-1], right[:-1] * up[1:] - up[:-1] * right[1:], [-1]])
@@ -108,7 +107,7 @@ class RocCurve:
 
 
 def _check_trials(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (P,) as float64 and whether a trial is a target (P,); both classes are there."""
+    """Scores (trials,) as float64 and whether a trial is a target (trials,). Both classes have trials."""
     scores = np.asarray(scores, dtype=np.float64)
     labels = np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -133,7 +132,7 @@ def _check_trials(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _error_costs(p_target: float, c_miss: float, c_fa: float) -> tuple[float, float]:
-    """Costs of a missed target and a false accept, scaled so that the cheaper of accepting none and all costs 1."""
+    """Costs of all misses and of all false accepts, scaled so that the lower of the two is 1."""
     if not 0 < p_target < 1:
         raise ValueError(f"p_target={p_target} must lie between 0 and 1")
     if not (c_miss > 0 and c_fa > 0):
@@ -148,17 +147,17 @@ def equal_error_rate(scores: np.ndarray, labels: np.ndarray, convex_hull: bool =
 
     The two ROC points on either side of the crossing are joined by a straight line.
 
-    To measure the same trials in several ways, make a [`RocCurve`] once: it has the measures as methods.
+    To compute several metrics of the same trials, make a [`RocCurve`] once: it has them as methods.
 
     Args:
-        scores: (P,) one score a trial, higher for "same speaker". Only their order matters.
-        labels: (P,) 1 or True for a target trial, 0 or False for a non-target trial.
-        convex_hull: join the corners of the ROC's convex hull instead (Brümmer and de Villiers, "The BOSARIS
-            Toolkit", 2013). It is never above 0.5 nor above the rate without the hull, and equals the cost of the
-            best decisions at the worst prior.
+        scores: (trials,) higher for "same speaker". Only their order matters.
+        labels: (trials,) 1 or True for a target trial, 0 or False for a non-target trial.
+        convex_hull: Measure on the convex hull of the ROC curve instead (Brümmer and de Villiers, "The BOSARIS
+            Toolkit", 2013). This rate is never above 0.5 nor above the other one, and equals the cost of the best
+            decisions at the worst prior.
 
     Raises:
-        ValueError: a class is missing, a score is NaN, a label is neither 0 nor 1, or the shapes differ.
+        ValueError: A class is missing, a score is NaN, a label is neither 0 nor 1, or the shapes differ.
     """
     return RocCurve.from_scores(scores, labels).equal_error_rate(convex_hull)
 
@@ -166,18 +165,18 @@ def equal_error_rate(scores: np.ndarray, labels: np.ndarray, convex_hull: bool =
 def min_dcf(
     scores: np.ndarray, labels: np.ndarray, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
 ) -> float:
-    """Least detection cost at any threshold (NIST speaker recognition evaluations), normalised: at most 1.
+    """Minimum detection cost over all thresholds (NIST speaker recognition evaluations), normalised: at most 1.
 
     It is 1 where no threshold does better than to accept all trials or to reject all, whichever costs less.
 
     Args:
-        scores, labels: (P,) as in [`equal_error_rate`].
-        p_target: share of trials that one expects to be of one speaker, whatever it is in `labels`.
-        c_miss: cost of the rejection of a target.
-        c_fa: cost of the acceptance of a non-target.
+        scores, labels: (trials,) as in [`equal_error_rate`].
+        p_target: Expected share of target trials, whatever it is in `labels`.
+        c_miss: Cost of rejecting a target.
+        c_fa: Cost of accepting a non-target.
 
     Raises:
-        ValueError: as [`equal_error_rate`], `p_target` is not between 0 and 1, or a cost is not positive.
+        ValueError: As [`equal_error_rate`], `p_target` is not between 0 and 1, or a cost is not positive.
     """
     return RocCurve.from_scores(scores, labels).min_dcf(p_target, c_miss, c_fa)
 
@@ -185,14 +184,14 @@ def min_dcf(
 def actual_dcf(
     llrs: np.ndarray, labels: np.ndarray, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
 ) -> float:
-    """Detection cost of the decisions that log-likelihood ratios lead to, normalised as [`min_dcf`].
+    """Detection cost of the decisions by log-likelihood ratios, normalised as [`min_dcf`].
 
     A trial is accepted if its ratio is at least the Bayes threshold, log(c_fa (1 − p_target) / (c_miss p_target)).
-    What this costs more than `min_dcf` is lost by poor calibration; it may be far above 1.
+    The difference to `min_dcf` is lost by poor calibration; the cost may be far above 1.
 
     Args:
-        llrs: (P,) log-likelihood ratios, natural logarithm; plus and minus infinity are allowed.
-        labels, p_target, c_miss, c_fa: as in [`min_dcf`], with the same errors.
+        llrs: (trials,) log-likelihood ratios, natural logarithm; plus and minus infinity are allowed.
+        labels, p_target, c_miss, c_fa: As in [`min_dcf`], with the same errors.
     """
     llrs, is_target = _check_trials(llrs, labels)
     of_miss, of_false_accept = _error_costs(p_target, c_miss, c_fa)
@@ -204,12 +203,12 @@ def cllr(llrs: np.ndarray, labels: np.ndarray) -> float:
     """Cost of log-likelihood ratios in bits, over all priors and costs (Brümmer and du Preez, "Application-independent
     evaluation of speaker detection", 2006).
 
-    It is 1 for ratios that tell nothing (all 0), and may be far above where they mislead: infinite, if an infinite
-    ratio does.
+    It is 1 for ratios without information (all 0), and may be far above for misleading ones: infinite, if a ratio is
+    infinite and wrong.
 
     Args:
-        llrs: (P,) log-likelihood ratios, natural logarithm; plus and minus infinity are allowed.
-        labels: (P,) as in [`equal_error_rate`], with the same errors.
+        llrs: (trials,) log-likelihood ratios, natural logarithm; plus and minus infinity are allowed.
+        labels: (trials,) as in [`equal_error_rate`], with the same errors.
     """
     llrs, is_target = _check_trials(llrs, labels)
     of_targets, of_nontargets = np.logaddexp(0, -llrs[is_target]), np.logaddexp(0, llrs[~is_target])
@@ -217,12 +216,12 @@ def cllr(llrs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def min_cllr(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The least [`cllr`], in bits, that any rising map of the scores to ratios can give: 0 to 1.
+    """The least [`cllr`], in bits, of any rising map of the scores to ratios: 0 to 1.
 
-    The map is the one of pool-adjacent-violators, learnt on the same trials. Equal scores get equal ratios.
+    The map is that of pool-adjacent-violators, learnt on the same trials. Equal scores get equal ratios.
 
     Args:
-        scores, labels: (P,) as in [`equal_error_rate`], with the same errors.
+        scores, labels: (trials,) as in [`equal_error_rate`], with the same errors.
     """
     return RocCurve.from_scores(scores, labels).min_cllr()
 
@@ -230,14 +229,14 @@ def min_cllr(scores: np.ndarray, labels: np.ndarray) -> float:
 def det_points(
     scores: np.ndarray, labels: np.ndarray, thin: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The curve of detection error trade-off, from "reject all" to "accept all".
+    """The detection error trade-off (DET) curve, from "reject all" to "accept all".
 
     Args:
-        scores, labels: (P,) as in [`equal_error_rate`], with the same errors.
-        thin: leave out the points inside straight stretches, which changes nothing of the line through the others.
+        scores, labels: (trials,) as in [`equal_error_rate`], with the same errors.
+        thin: Leave out the points inside straight stretches, which does not change the line.
 
     Returns:
-        False-accept rates, false-reject rates and thresholds, each (Q,): see [`RocCurve`].
+        False-accept rates, false-reject rates and thresholds, each (points,): see [`RocCurve`].
     """
     curve = RocCurve.from_scores(scores, labels)
     curve = curve.corners() if thin else curve
@@ -253,21 +252,21 @@ def s_norm(
 ) -> np.ndarray:
     """Symmetric score normalisation (Kenny, "Bayesian speaker verification with heavy-tailed priors", 2010).
 
-    The mean of two scores: that of the trial in standard deviations from what its enrolment scores against a cohort of
-    other speakers, and the same for its test. The deviation is the biased one.
+    The score is standardised twice, by the mean and the (biased) standard deviation of the scores of the enrolment
+    against a cohort of other speakers, and by those of the test. The result is the mean of the two.
 
     Args:
-        scores: (P,) one score a trial; or of any other shape, such as (N, M) for all pairs.
-        enrolment: row of `enrolment_cohort` of each trial, integers that broadcast to the shape of `scores`.
-        test: the same for `test_cohort`. For all pairs: `np.arange(N)[:, None]` and `np.arange(M)`.
-        enrolment_cohort: (N, K) scores of each enrolment against K recordings of other speakers.
-        test_cohort: (M, K') the same for each test.
+        scores: (trials,), or of any other shape, such as (enrolments, tests) for all pairs.
+        enrolment: Row of `enrolment_cohort` of each trial, integers that broadcast to the shape of `scores`.
+        test: The same for `test_cohort`. For all pairs: `np.arange(enrolments)[:, None]` and `np.arange(tests)`.
+        enrolment_cohort: (enrolments, members) scores of each enrolment against recordings of other speakers.
+        test_cohort: (tests, members) the same for each test; the number of members may be another.
 
     Returns:
         Normalised scores, of the shape of `scores`.
 
     Raises:
-        ValueError: shapes do not fit, a score is not finite, fewer than two scores of a cohort, or they are all equal.
+        ValueError: Shapes do not fit, a score is not finite, or a cohort has fewer than two scores or no spread.
     """
     by_enrolment = _standardise(scores, enrolment, enrolment_cohort, None, "enrolment_cohort")
     by_test = _standardise(scores, test, test_cohort, None, "test_cohort")
@@ -284,12 +283,12 @@ def as_norm(
 ) -> np.ndarray:
     """Adaptive symmetric score normalisation: [`s_norm`] by the `top_k` highest cohort scores of each side.
 
-    Each side has its own part of the cohort, those who are most like it ("AS-norm1" of Matějka et al., "Analysis of
+    Each side has its own part of the cohort, the members most like it ("AS-norm1" of Matějka et al., "Analysis of
     score normalization in multilingual speaker recognition", 2017).
 
     Args:
-        scores, enrolment, test, enrolment_cohort, test_cohort: as in [`s_norm`], with the same errors.
-        top_k: at least 2, at most the size of the cohort, which makes it `s_norm`.
+        scores, enrolment, test, enrolment_cohort, test_cohort: As in [`s_norm`], with the same errors.
+        top_k: At least 2, at most the size of the cohort, which gives `s_norm`.
     """
     by_enrolment = _standardise(scores, enrolment, enrolment_cohort, top_k, "enrolment_cohort")
     by_test = _standardise(scores, test, test_cohort, top_k, "test_cohort")
@@ -297,12 +296,12 @@ def as_norm(
 
 
 def _standardise(scores: np.ndarray, rows: np.ndarray, cohort: np.ndarray, top_k: int | None, name: str) -> np.ndarray:
-    """Scores in standard deviations from the mean of the `top_k` highest cohort scores of their row; None: of all."""
+    """Scores standardised by the `top_k` highest cohort scores of their row; None: by all."""
     scores, rows, cohort = np.asarray(scores, dtype=np.float64), np.asarray(rows), np.asarray(cohort)
     if cohort.ndim != 2 or np.broadcast_shapes(scores.shape, rows.shape) != scores.shape:
         raise ValueError(
-            f"need {name} (N, K) and its rows in the shape of the scores, got {cohort.shape}, rows {rows.shape} and "
-            f"scores {scores.shape}"
+            f"need {name} of two dimensions and its rows in the shape of the scores, got {cohort.shape}, rows "
+            f"{rows.shape} and scores {scores.shape}"
         )
     top_k = cohort.shape[1] if top_k is None else top_k
     if not 2 <= top_k <= cohort.shape[1]:
@@ -331,14 +330,14 @@ def bootstrap_interval(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % confidence interval of a measure of verification, by a bootstrap over speakers.
+    """95 % confidence interval of a metric of verification, by a bootstrap over speakers.
 
-    The trials of a speaker are alike, so that resampled trials would give intervals that are too narrow. Here as many
-    speakers as there are get drawn with replacement (Bolle, Ratha and Pankanti, "Error analysis of pattern recognition
-    systems: the subsets bootstrap", 2004). A speaker who is drawn w times stands for w speakers, each with all the
-    target trials: these weigh w. A non-target trial between speakers drawn v and w times weighs v · w, as there are
-    that many pairs of them. Trials between two copies of one speaker do not exist, so the weight of a target trial is
-    not w². A draw that leaves no target or no non-target trial is made again.
+    The trials of a speaker are alike, so resampling trials would give intervals that are too narrow. Here all speakers
+    are drawn with replacement (Bolle, Ratha and Pankanti, "Error analysis of pattern recognition systems: the subsets
+    bootstrap", 2004). A speaker who is drawn w times stands for w speakers, so their target trials have the weight w.
+    A non-target trial between speakers drawn v and w times has the weight v · w, the number of such pairs. There are
+    no trials between two copies of one speaker, so the weight of a target trial is not w². A draw without target or
+    without non-target trials is repeated.
 
     The interval covers the choice of speakers, not that of the training data or of the interfering signals. It is too
     narrow for few speakers: in a simulation with four recordings of each and scores that differ mostly by speaker, it
@@ -346,18 +345,18 @@ def bootstrap_interval(
     error it has no width, which does not mean certainty.
 
     Args:
-        scores: (P,) one score a trial, higher for "same speaker".
-        enrolment_speakers: (P,) numbers or names of the speakers. A trial is a target if both are equal.
-        test_speakers: (P,) the same for the test.
-        statistic: the measure, of a [`RocCurve`]: such as `lambda curve: curve.min_dcf(p_target=0.05)`.
-        num_resamples: how often all the speakers are drawn.
-        seed: the interval is a function of the seed and of the set of trials, in whatever order.
+        scores: (trials,) higher for "same speaker".
+        enrolment_speakers: (trials,) numbers or names of the speakers. A trial is a target if both are equal.
+        test_speakers: (trials,) the same for the test.
+        statistic: The metric, of a [`RocCurve`], such as `lambda curve: curve.min_dcf(p_target=0.05)`.
+        num_resamples: Number of draws.
+        seed: The interval depends on the seed and the set of trials, not on their order.
 
     Returns:
-        The 2.5 and the 97.5 percentile of the statistic.
+        The 2.5 and the 97.5 percentile of the metric.
 
     Raises:
-        ValueError: as [`equal_error_rate`].
+        ValueError: As [`equal_error_rate`].
     """
     scores, enrolment, test = np.asarray(scores), np.asarray(enrolment_speakers), np.asarray(test_speakers)
     if not scores.shape == enrolment.shape == test.shape:
@@ -374,10 +373,10 @@ def bootstrap_interval(
     target, enrolment, test = enrolment[of_target], enrolment[of_nontarget], test[of_nontarget]
 
     rng = np.random.default_rng(seed)
-    values = []
+    values: list[float] = []
     while len(values) < num_resamples:
         weights = np.bincount(rng.integers(len(speakers), size=len(speakers)), minlength=len(speakers))
-        # The curve knows how many trials of a class have been accepted at each step: so many of these weights.
+        # The trials are sorted, so the number accepted at each point of the curve is an index of the summed weights.
         accepted_targets = np.append(0, np.cumsum(weights[target]))[curve.accepted_targets]
         accepted_nontargets = np.append(0, np.cumsum(weights[enrolment] * weights[test]))[curve.accepted_nontargets]
         if accepted_targets[-1] and accepted_nontargets[-1]:
@@ -387,34 +386,35 @@ def bootstrap_interval(
 
 
 def _unit_energy(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (..., T) as float64 with zero mean and unit energy, and which are silent (...); those come back as 0."""
+    """Signals (..., samples) as float64 with zero mean and unit energy, and which are silent (...); those become 0."""
     signal = signal.astype(np.float64)
     if not np.isfinite(signal).all():
         raise ValueError(f"the signal of shape {signal.shape} holds NaN or infinite samples")
     centred = signal - signal.mean(axis=-1, keepdims=True)
     energy = np.square(centred).sum(axis=-1, keepdims=True)
-    # Relative to the energy with its mean, since rounding leaves a trace of a constant signal.
+    # Relative to the energy with the mean, since rounding leaves a trace of a constant signal.
     silent = energy <= 1e-20 * np.square(signal).sum(axis=-1, keepdims=True)
     centred = np.where(silent, 0.0, centred / np.sqrt(np.where(silent, 1.0, energy)))
     return centred, silent[..., 0]
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray, eps: float = 1e-10) -> np.ndarray:
-    """Scale-invariant signal-to-distortion ratio in dB, along the last axis (Le Roux et al. 2019, zero mean).
+    """Scale-invariant signal-to-distortion ratio in dB, of signals with zero mean (Le Roux et al., "SDR – half-baked
+    or well done?", 2019).
 
-    `eps` is added to the energy of the target part and to that of the rest, both as shares of the estimate's energy.
-    So the level of neither signal matters, the result lies within ±100 dB (at 1e-10), and a silent estimate gets the
-    lowest value rather than NaN.
+    `eps` is added to the energy of the target part and to that of the rest, both relative to the energy of the
+    estimate. So the level of neither signal matters, the result lies within ±100 dB (at 1e-10), and a silent estimate
+    gets the lowest value rather than NaN.
 
     Args:
-        estimate: (..., T).
-        reference: (..., T); the leading axes are broadcast against those of the estimate.
+        estimate: (..., samples).
+        reference: (..., samples); the leading axes are broadcast against those of the estimate.
 
     Returns:
         (...) in dB.
 
     Raises:
-        ValueError: a reference is silent (nothing to measure against), T differs, or a sample is not finite.
+        ValueError: A reference is silent, the numbers of samples differ, or a sample is not finite.
     """
     estimate, reference = np.asarray(estimate), np.asarray(reference)
     if estimate.shape[-1:] != reference.shape[-1:] or not estimate.size:
@@ -438,39 +438,39 @@ def best_permutation(estimates: np.ndarray, references: np.ndarray) -> np.ndarra
     """The slot of each reference: the assignment with the highest mean SI-SDR.
 
     Args:
-        estimates: (C, T) separated signals, C at most 8 (every assignment is tried).
-        references: (R, T) true sources, R <= C; slots beyond R stay unassigned.
+        estimates: (slots, samples) separated signals, at most 8 (every assignment is tried).
+        references: (sources, samples) true sources, not more than slots. Further slots stay unassigned.
 
     Returns:
-        (R,) int: `estimates[result]` is in the order of `references`.
+        int (sources,): `estimates[result]` is in the order of `references`.
 
     Raises:
-        ValueError: the shapes do not fit, C is above 8, or a reference is silent.
+        ValueError: The shapes do not fit, there are more than 8 slots, or a reference is silent.
     """
     estimates, references = np.asarray(estimates), np.asarray(references)
     if estimates.ndim != 2 or references.ndim != 2 or not 1 <= len(references) <= len(estimates) <= MAX_SOURCES:
         raise ValueError(
-            f"need estimates (C, T) and references (R, T) with 1 <= R <= C <= {MAX_SOURCES}, "
-            f"got shapes {estimates.shape} and {references.shape}"
+            f"need estimates (slots, samples) and references (sources, samples) with 1 <= sources <= slots <= "
+            f"{MAX_SOURCES}, got shapes {estimates.shape} and {references.shape}"
         )
-    quality = si_sdr(estimates[:, None], references[None])  # (C, R)
+    quality = si_sdr(estimates[:, None], references[None])  # (slots, sources)
     assignments = np.array(list(itertools.permutations(range(len(estimates)), len(references))))
     return assignments[quality[assignments, np.arange(len(references))].sum(axis=1).argmax()]
 
 
 def si_sdr_improvement(estimates: np.ndarray, references: np.ndarray, mixture: np.ndarray) -> np.ndarray:
-    """SI-SDR of each separated source less that of the mixture itself, under the best permutation.
+    """SI-SDR of each separated source minus that of the mixture, under the best permutation.
 
     Args:
-        estimates: (C, T) separated signals in any order, C at most 8.
-        references: (R, T) true sources, R <= C, none of them silent.
-        mixture: (T,) what the model heard.
+        estimates: (slots, samples) separated signals in any order, at most 8.
+        references: (sources, samples) true sources, not more than slots, none of them silent.
+        mixture: (samples,).
 
     Returns:
-        (R,) in dB, in the order of `references`.
+        (sources,) in dB, in the order of `references`.
 
     Raises:
-        ValueError: as `best_permutation` and `si_sdr`.
+        ValueError: As `best_permutation` and `si_sdr`.
     """
     ordered = np.asarray(estimates)[best_permutation(estimates, references)]
     return si_sdr(ordered, references) - si_sdr(mixture, references)
@@ -479,14 +479,16 @@ def si_sdr_improvement(estimates: np.ndarray, references: np.ndarray, mixture: n
 def _check_embeddings(embeddings: np.ndarray) -> np.ndarray:
     embeddings = np.asarray(embeddings, dtype=np.float64)
     if embeddings.ndim != 2 or not embeddings.size:
-        raise ValueError(f"embeddings must have shape (P, E), with at least one of them, got {embeddings.shape}")
+        raise ValueError(
+            f"embeddings must have the shape (embeddings, size), at least one of them, got {embeddings.shape}"
+        )
     if not np.isfinite(embeddings).all():
         raise ValueError(f"embedding {np.argwhere(~np.isfinite(embeddings))[0, 0]} holds NaN or infinite values")
     return embeddings
 
 
 def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
-    """(P, E), unit vectors → (P, P)."""
+    """Of all pairs of unit vectors (embeddings, size)."""
     embeddings = _check_embeddings(embeddings)
     norms = np.linalg.norm(embeddings, axis=1)
     wrong = np.abs(norms - 1) > 1e-2  # more than half precision explains
@@ -499,16 +501,17 @@ def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
 
 
 def effective_rank(embeddings: np.ndarray) -> float:
-    """Effective rank (Roy and Vetterli 2007): exp of the entropy of the singular values, as shares of their sum.
+    """Effective rank (Roy and Vetterli, "The effective rank: a measure of effective dimensionality", 2007): exp of the
+    entropy of the singular values, as shares of their sum.
 
-    The embeddings are not centred: so it falls to 1 as they become alike, and also if they come to lie on one line. It
-    is at most min(P, E), reached by orthogonal embeddings of equal length. Their scale does not matter.
+    The embeddings are not centred, so it falls to 1 as they become alike, or come to lie on one line. Its maximum, the
+    lower of the two dimensions, is reached by orthogonal embeddings of equal length. Their scale does not matter.
 
     Args:
-        embeddings: (P, E).
+        embeddings: (embeddings, size).
 
     Raises:
-        ValueError: another shape, no embedding, a value that is not finite, or all are zero.
+        ValueError: Another shape, no embedding, a value that is not finite, or all are zero.
     """
     singular_values = np.linalg.svd(_check_embeddings(embeddings), compute_uv=False)
     if not singular_values.any():
@@ -519,15 +522,16 @@ def effective_rank(embeddings: np.ndarray) -> float:
 
 
 def uniformity(embeddings: np.ndarray) -> float:
-    """Uniformity (Wang and Isola 2020, t = 2): log of the mean of exp(−2 ||x − y||²) over all pairs, whoever speaks.
+    """Uniformity, with t = 2 (Wang and Isola, "Understanding contrastive representation learning through alignment and
+    uniformity on the hypersphere", 2020): log of the mean of exp(−2 ||x − y||²) over all pairs.
 
-    The lower, the better they spread over the sphere: 0 where all are alike, never below −8.
+    The lower, the better the embeddings spread over the sphere: 0 where all are alike, never below −8.
 
     Args:
-        embeddings: (P, E), unit vectors.
+        embeddings: (embeddings, size), unit vectors.
 
     Raises:
-        ValueError: another shape, fewer than two embeddings, or they are not unit vectors.
+        ValueError: Another shape, fewer than two embeddings, or they are not unit vectors.
     """
     distances = _squared_distances(embeddings)
     if len(distances) < 2:
@@ -536,17 +540,17 @@ def uniformity(embeddings: np.ndarray) -> float:
 
 
 def alignment(embeddings: np.ndarray, identities: np.ndarray) -> float:
-    """Alignment (Wang and Isola 2020, alpha = 2): mean of ||x − y||² over all pairs of one identity.
+    """Alignment, with alpha = 2 (Wang and Isola, see [`uniformity`]): mean of ||x − y||² over pairs of one identity.
 
-    The lower, the more alike are the embeddings of a speaker: 0 to 4. On its own it says nothing, since it is 0 where
-    all embeddings are alike.
+    The lower, the more alike are the embeddings of a speaker: 0 to 4. Alone it tells nothing, since it is 0 as well
+    where all embeddings are alike.
 
     Args:
-        embeddings: (P, E), unit vectors.
-        identities: (P,) integers. Embeddings whose identity is negative are left out.
+        embeddings: (embeddings, size), unit vectors.
+        identities: (embeddings,) integers. Embeddings with a negative identity are left out.
 
     Raises:
-        ValueError: another shape, not unit vectors, or no identity has two embeddings.
+        ValueError: Another shape, not unit vectors, or no identity has two embeddings.
     """
     identities = np.asarray(identities)
     if identities.shape != np.shape(embeddings)[:1]:

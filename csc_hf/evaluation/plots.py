@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of verification scores: the curve of detection error trade-off, and histograms."""
+"""Plots of verification scores: the detection error trade-off (DET), and histograms."""
 
 from collections.abc import Mapping
 from statistics import NormalDist
@@ -11,20 +11,20 @@ from matplotlib.figure import Figure
 from .metrics import det_points, equal_error_rate
 
 DET_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
-"""Error rates that the axes of a DET plot name; they end at the first and the last."""
+"""Error rates at the ticks of a DET plot. The axes end at the first and the last."""
 
 NUM_BINS = 60
 
 
 def det_figure(trials: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """A DET plot (Martin et al. 1997): axes are normal deviates, on which normal scores give straight lines. A dot
-    marks the equal error rate.
+    """A DET plot (Martin et al., "The DET curve in assessment of detection task performance", 1997). The axes are
+    normal deviates, on which normal scores give straight lines. A dot marks the equal error rate.
 
     Args:
-        trials: name of a line -> scores (P,) and whether a trial is a target (P,).
+        trials: Name of a line -> scores (trials,) and whether a trial is a target (trials,).
 
     Raises:
-        ValueError: as `csc_hf.evaluation.metrics.det_points`.
+        ValueError: As `csc_hf.evaluation.metrics.det_points`: a class is missing, for one.
     """
     ticks = [NormalDist().inv_cdf(rate) for rate in DET_TICKS]
     labels = [f"{100 * rate:g}" for rate in DET_TICKS]
@@ -51,10 +51,11 @@ def det_figure(trials: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def histogram_figure(trials: Mapping[str, tuple[np.ndarray, np.ndarray]], num_columns: int = 3) -> Figure:
-    """A panel for each name: how the scores of target and of other trials are spread, each of area 1.
+    """Histograms of the scores of target trials and of others, each of area 1, in a panel for each name.
 
     Args:
-        trials: title of a panel -> scores (P,) and whether a trial is a target (P,).
+        trials: Title of a panel -> scores (trials,) and whether a trial is a target (trials,). Both classes have
+            trials.
         num_columns: Panels side by side.
     """
     num_columns = min(num_columns, len(trials))
@@ -76,5 +77,5 @@ def histogram_figure(trials: Mapping[str, tuple[np.ndarray, np.ndarray]], num_co
 
 
 def _deviate(rates: np.ndarray) -> np.ndarray:
-    """The normal deviate of each rate; infinite for 0 and 1, which a plot leaves out."""
+    """Normal deviate of each rate; infinite for 0 and 1, which a plot leaves out."""
     return torch.special.ndtri(torch.from_numpy(rates)).numpy()

@@ -15,7 +15,7 @@ from .. import __version__
 from .calibration import Calibration, check_enrolment
 from .embedders import CSCEmbedder, Embedder, Slots
 from .metrics import as_norm, best_permutation, si_sdr_improvement
-from .trials import KINDS, Trials, TrialSet
+from .trial_set import KINDS, Trials, TrialSet
 
 SIGNALS_AT_A_TIME = 64
 """Signals that are built and given to an embedder at a time."""

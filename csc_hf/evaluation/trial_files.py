@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lists of trials in VoxCeleb's format, with their audio: written for other tools, read from elsewhere."""
+"""Trial lists with their audio files: written for other tools, read from other protocols such as VoxCeleb's."""
 
 import os
 from dataclasses import dataclass
@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ..audio import SAMPLING_RATE, decode_audio
-from ..data.mixing import SILENCE_POWER, power
-from .trials import Trials, TrialSet
+from ..audio import SAMPLING_RATE, SILENCE_POWER, decode_audio, power
+from .trial_set import Trials, TrialSet
 
 
 @dataclass(frozen=True, eq=False)
 class AudioFile:
-    """A recording that is decoded each time that it is needed. Has what an `Utterance` has.
+    """A recording in a file, which is decoded each time that it is needed.
 
     Raises:
-        ValueError: on `waveform`, the file cannot be decoded, is silent or not finite.
+        ValueError: On `waveform`, the file cannot be decoded, is silent or not finite.
     """
 
     id: str
@@ -35,13 +34,13 @@ class AudioFile:
 
 
 def write_trials(folder: str | os.PathLike, trials: TrialSet) -> None:
-    """Write trials for other tools: a list `CONDITION.txt` a condition, and all its signals as float WAV files.
+    """Write a list `CONDITION.txt` for each condition, and all its signals as float WAV files.
 
     A line of a list is that of VoxCeleb: "1" for a target trial or "0", the path of the enrolment signal and that of
     the test signal, both relative to `folder`.
 
     Raises:
-        ValueError: an enrolment is of several recordings, which such a list cannot tell.
+        ValueError: An enrolment is of several recordings, for which such a list has no form.
     """
     if trials.enrolments.shape[1] > 1:
         raise ValueError("a list of trials names one enrolment file a trial: build trials with enrolment_recordings=1")
@@ -59,34 +58,37 @@ def write_trials(folder: str | os.PathLike, trials: TrialSet) -> None:
 
 
 def read_trials(path: str | os.PathLike, root: str | os.PathLike) -> TrialSet:
-    """Trials of a list in VoxCeleb's format ("label path path", label 1 or 0), as one condition named like the file.
+    """Read a trial list as one condition, named like the file.
 
-    Files are heard in their whole length, as recordings of one talker each; they are decoded when they are needed.
-    Files that target trials connect are taken to be of one speaker.
+    A line is "1 path path" or "0 path path" as in VoxCeleb, or "path path target" or "path path nontarget" as in
+    Kaldi. Its fields are separated by tabs if there is a tab in the line, by spaces if not: so paths with spaces need
+    tabs. A file is one recording of one talker, in its whole length, decoded when it is needed. Files that target
+    trials connect are taken to be of one speaker.
 
     Args:
-        path: The list.
+        path: The list, in UTF-8.
         root: Folder that its paths are relative to.
 
     Raises:
-        ValueError: a line has another form, there is no trial, a file is missing, or the labels contradict each other.
+        ValueError: A line has another form, there is no trial, a file is missing, or the labels contradict each other.
     """
     labels, sides = [], []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        words = line.split()
-        if not words:
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
             continue
-        if len(words) != 3 or words[0] not in ("0", "1"):
-            raise ValueError(f"{os.fspath(path)}, line {number}: {line!r} is not '1 path path' or '0 path path'")
-        labels.append(words[0] == "1")
-        sides.append(words[1:])
+        try:
+            label, *files = _parse(line)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {line!r} {error}") from None
+        labels.append(label)
+        sides.append(files)
     if not labels:
         raise ValueError(f"{os.fspath(path)} holds no trial")
     names, numbers = np.unique(sides, return_inverse=True)
-    files = [Path(root) / name for name in names]
-    missing = [file for file in files if not file.is_file()]
+    paths = [Path(root) / name for name in names]
+    missing = [file for file in paths if not file.is_file()]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(files)} files are missing, such as {str(missing[0])!r}: check root")
+        raise ValueError(f"{len(missing)} of {len(paths)} files are missing, such as {str(missing[0])!r}: check root")
     enrolment, test = numbers.reshape(-1, 2).T.astype(np.int32)
     is_target = np.array(labels)
     speakers = _connect(len(names), enrolment[is_target], test[is_target])
@@ -95,7 +97,8 @@ def read_trials(path: str | os.PathLike, root: str | os.PathLike) -> TrialSet:
         raise ValueError(f"{sides[wrong.argmax()]} is a non-target trial, but target trials make them one speaker")
     return TrialSet(
         recordings=tuple(
-            AudioFile(name, file, str(speaker)) for name, file, speaker in zip(names, files, speakers, strict=True)
+            AudioFile(str(name), file, str(speaker))
+            for name, file, speaker in zip(names, paths, speakers, strict=True)
         ),
         talkers=np.arange(len(names))[:, None],
         enrolments=np.arange(len(names))[:, None],
@@ -105,6 +108,21 @@ def read_trials(path: str | os.PathLike, root: str | os.PathLike) -> TrialSet:
         },
         seed=None,
         seconds=None,
+    )
+
+
+def _parse(line: str) -> tuple[bool, str, str]:
+    """Whether it is a target trial, the enrolment and the test; ValueError with what the line should be."""
+    fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+    if len(fields) == 3 and all(fields):
+        first, second, third = fields
+        if first in ("0", "1"):
+            return first == "1", second, third
+        if third in ("target", "nontarget"):
+            return third == "target", first, second
+    raise ValueError(
+        "is none of '1 path path', '0 path path', 'path path target', 'path path nontarget': separate the fields by "
+        "tabs if a path holds spaces"
     )
 
 

@@ -1,9 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Trials of speaker verification in adverse conditions: speech → recordings → signals → trials, by condition.
+"""Build trials of speaker verification in adverse conditions: speech → recordings → trials, by condition.
 
-A *recording* is a few seconds of one speaker. A *signal* is what a model hears: a recording, to which something was
-done; its *kind* says what. A *trial* asks whether the target speaker of an enrolment (one or several signals) is that
-of a test signal. A *condition* says of what kind enrolment and test signals are.
+`csc_hf.evaluation.trial_set` defines recordings, signals, trials and conditions.
 """
 
 import bisect
@@ -11,187 +9,24 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
 
 import numpy as np
 
-from ..audio import SAMPLING_RATE
-from ..data.mixing import (
-    NOISE_TILT,
-    SILENCE_POWER,
-    GeneratedNoise,
-    MixtureRecipe,
-    Piece,
-    RecordedNoise,
-    SourceRecipe,
-    mix,
-    power,
-)
-from ..data.utterances import Row, Utterance
+from ..audio import SAMPLING_RATE, SILENCE_POWER, power
+from ..data.utterances import Row, Utterance, check_unique_ids
+from .trial_set import BASIC_CONDITIONS, CONDITIONS, KINDS, Kind, Trials, TrialSet
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What is done to a recording to make a signal of it.
-
-    Attributes:
-        talkers: how many speak: the target, and interferers with recordings of their own.
-        sir_db: power of the target over that of each interferer, the latter over the time in which he speaks.
-        overlap: share of the time in which each interferer speaks: the loudest stretch of his recording, anywhere.
-        snr_db: power of all the speech over that of noise. None: no noise.
-        seconds: length of what is cut out in the end, where the target is loudest. None: nothing is cut off.
-    """
-
-    talkers: int = 1
-    sir_db: float = 0.0
-    overlap: float = 1.0
-    snr_db: float | None = None
-    seconds: float | None = None
-
-
-KINDS = (
-    {"clean": Kind()}
-    | {f"noise{snr}": Kind(snr_db=snr) for snr in (10, 5, 0)}
-    | {f"mix{sir}": Kind(talkers=2, sir_db=sir) for sir in (10, 5, 0, -5)}
-    | {"mix3": Kind(talkers=3)}
-    | {f"overlap{percent}": Kind(talkers=2, overlap=percent / 100) for percent in (25, 50)}
-    | {f"short{seconds}": Kind(seconds=seconds) for seconds in (2, 1)}
-)
-"""Kinds of signals, by name. A "mix" has two talkers, at 0 dB if its name does not tell, and mix3 has three."""
-
-CONDITIONS = {kind: ("clean", kind) for kind in KINDS} | {"mix0_mix0": ("mix0", "mix0")}
-"""Name of a condition -> kind of its enrolment signals and of its test signals."""
-
-BASIC_CONDITIONS = ("clean", "mix0", "mix0_mix0")
-"""What is enough to watch a training."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trials:
-    """The P trials of one condition.
-
-    Attributes:
-        kinds: kind of the enrolment signals and of the test signals.
-        enrolment: (P,) number of the enrolment.
-        test: (P,) number of the test signal, which is that of its target's recording.
-        is_target: (P,) whether one speaker is the target of both.
-        within_source: (P,) number of the source that the targets of both come from, so that the channel does not tell
-            them apart; -1 if they come from two, or it is unknown.
-    """
-
-    kinds: tuple[str, str]
-    enrolment: np.ndarray
-    test: np.ndarray
-    is_target: np.ndarray
-    within_source: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class TrialSet:
-    """Recordings of held-out speakers and the trials over them, by condition. From `build_trials`, or of files.
-
-    Attributes:
-        recordings: N recordings, `Utterance` or alike. The id of one that was built is "speaker:clip+clip+...".
-        talkers: (N, talkers) numbers of the recordings that are in a signal, the target first, which is the recording
-            of that number. A kind takes as many of them as it has talkers.
-        enrolments: (G, K) numbers of the recordings that each enrolment is made of, K of one speaker.
-        noise: what signals take their noise from, in turn; none: it is generated.
-        conditions: the trials of each condition, by its name.
-        seed: what all the draws were made from; None if nothing was drawn.
-        seconds: length of a recording; None if they differ.
-        speakers_left_out: speakers with too little speech.
-        audio_left_out: id of an utterance that was of no use -> why.
-    """
-
-    recordings: tuple[Utterance, ...]
-    talkers: np.ndarray
-    enrolments: np.ndarray
-    noise: tuple[Utterance, ...]
-    conditions: dict[str, Trials]
-    seed: int | None
-    seconds: float | None
-    speakers_left_out: tuple[str, ...] = ()
-    audio_left_out: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def speakers(self) -> np.ndarray:
-        """(N,) number of the speaker of each recording."""
-        return np.unique([recording.speaker for recording in self.recordings], return_inverse=True)[1]
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of signals that the conditions need."""
-        return tuple(dict.fromkeys(itertools.chain(*(trials.kinds for trials in self.conditions.values()))))
-
-    def signal(self, kind: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """A signal (T,), and its sources (talkers, T), the target first. Without noise, it is their sum."""
-        how = KINDS[kind]
-        target, *interferers = (self.recordings[i].waveform for i in self.talkers[number, : how.talkers])
-        rng = np.random.default_rng([self.seed or 0, number])
-        sources = np.zeros((how.talkers, len(target)), dtype=np.float32)
-        sources[0] = target
-        for source, interferer in zip(sources[1:], interferers, strict=True):
-            stretch = _loudest(interferer, round(how.overlap * len(target)))
-            start = rng.integers(len(target) - len(stretch) + 1)
-            gain = np.sqrt(power(target) / power(stretch) * 10 ** (-how.sir_db / 10))
-            source[start : start + len(stretch)] = gain * stretch
-        signal = sources.sum(axis=0)
-        if how.snr_db is not None:
-            signal = self._add_noise(signal, how.snr_db, number, rng)
-        if how.seconds is not None:
-            start = _loudest_start(target, round(how.seconds * SAMPLING_RATE))
-            stretch = slice(start, start + round(how.seconds * SAMPLING_RATE))
-            signal, sources = signal[stretch], sources[:, stretch]
-        return signal, sources
-
-    def _add_noise(self, speech: np.ndarray, snr_db: float, number: int, rng: np.random.Generator) -> np.ndarray:
-        everything = (Piece("speech", 0, len(speech), 0),)
-        waveforms = {"speech": speech}
-        if self.noise:
-            waveforms["noise"] = self.noise[number % len(self.noise)].waveform
-            noise = RecordedNoise((Piece("noise", 0, len(speech), 0),), snr_db)
-        else:
-            noise = GeneratedNoise(int(rng.integers(2**63)), rng.uniform(*NOISE_TILT), snr_db)
-        return mix(MixtureRecipe(len(speech), 1, (SourceRecipe(0, everything, None),), noise), waveforms)[0]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the trial list: what was drawn, what clips are in which signal, and each trial of each condition."""
-        header = {
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "recordings": [recording.id for recording in self.recordings],
-            "noise": [recording.id for recording in self.noise],
-            "talkers": self.talkers.tolist(),
-            "enrolments": self.enrolments.tolist(),
-            "kinds": {kind: asdict(KINDS[kind]) for kind in self.kinds},
-        }
-        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        for name, trials in self.conditions.items():
-            digest.update(json.dumps([name, *trials.kinds]).encode())
-            for column in (trials.enrolment, trials.test, trials.is_target, trials.within_source):
-                digest.update(column.astype("<i4").tobytes())
-        return digest.hexdigest()
-
-    def signals_sha256(self, kind: str) -> str:
-        """Hash of all that the signals of a kind are made of, the audio itself included."""
-        how = KINDS[kind]
-        header = {"seed": self.seed, "kind": asdict(how), "talkers": self.talkers[:, : how.talkers].tolist()}
-        digest = hashlib.sha256(json.dumps(header).encode())
-        for recording_digest in self._audio_digests[: None if how.snr_db is not None else len(self.recordings)]:
-            digest.update(recording_digest)
-        return digest.hexdigest()
-
-    @cached_property
-    def _audio_digests(self) -> list[bytes]:
-        """Of the recordings, then of the noise."""
-        return [hashlib.sha256(audio.waveform.tobytes()).digest() for audio in (*self.recordings, *self.noise)]
+__all__ = ["BASIC_CONDITIONS", "CONDITIONS", "KINDS", "Kind", "TrialSet", "Trials", "build_trials", "decodable"]
 
 
 def decodable(rows: Iterable[Row], failures: dict[str, str]) -> Iterator[Utterance]:
-    """The utterances of rows (`stream_utterances(...).rows()`). Those that cannot be decoded go to `failures`."""
-    for row in rows:
+    """Decode rows (`stream_utterances(...).rows()`). Those that cannot be decoded are left out, and `failures` gets
+    their id and the reason.
+
+    Raises:
+        ValueError: Two rows have the same id.
+    """
+    for row in check_unique_ids(rows):
         try:
             yield row.decode()
         except ValueError as error:
@@ -210,32 +45,34 @@ def build_trials(
 ) -> TrialSet:
     """Make recordings of every speaker and all trials between them.
 
-    The speaker's clips, in an order drawn from `seed`, make recordings of exactly `seconds`: a clip that is long
-    enough makes one by itself, shorter ones are joined; what is left over of a clip is not used again. Each recording
-    gets interferers: recordings of other speakers of the same source, or of any other speakers where the source has
-    none left or is unknown. The first interferers of one speaker's recordings are as many different speakers as there
-    are. The same interferers, and the same noise, serve at all levels.
+    The clips of a speaker are shuffled by `seed` and make recordings of exactly `seconds`. A clip that is long enough
+    makes one by itself, shorter ones are joined. The rest of a clip is not used again.
 
-    Target trials pair an enrolment and another recording of its speaker; two mixtures of a target trial have different
-    interferers. In a non-target trial no speaker, in whatever role, is on both sides. All such pairs are trials.
+    Each recording gets interferers: recordings of other speakers of the same source, or of any other speakers where
+    the source has none left or is unknown. The recordings of a speaker get different interferers as far as possible.
+    The same interferers and the same noise serve at all levels.
 
-    What comes out does not depend on the order of the utterances. No more audio is held than the recordings need, and
-    that of speakers who have not enough yet.
+    A target trial pairs an enrolment with another recording of its speaker. If both are mixtures, their interferers
+    differ. In a non-target trial no speaker is on both sides, in whatever role. All such pairs are trials.
+
+    The result does not depend on the order of the utterances. No more audio is held in memory than the recordings
+    need, and that of speakers who do not have enough yet.
 
     Args:
-        utterances: Clips at 16 kHz with their speakers. Those that are silent or not finite are left out and named.
-        seed: Draws the clips of each recording, speakers, interferers and noise.
+        utterances: Clips at 16 kHz with their speakers. Those that are silent or not finite are left out; see
+            `TrialSet.audio_left_out`.
+        seed: Seed of the draws: clips of each recording, speakers, interferers, noise.
         seconds: Length of a recording.
-        recordings_per_speaker: At most so many; at least one more than `enrolment_recordings`.
+        recordings_per_speaker: Most recordings of a speaker, at least one more than `enrolment_recordings`.
         conditions: Names in `CONDITIONS`.
-        noise: Recorded noise at 16 kHz, which is cut into stretches; a recording shorter than that is repeated.
-            `None`: noise is generated, from white to brown.
-        max_speakers: Take so many speakers, if there are more. `None`: all.
-        enrolment_recordings: Recordings of one enrolment. A speaker has as many enrolments as come out even.
+        noise: Recorded noise at 16 kHz, which is cut into stretches of `seconds`; a shorter one is repeated. `None`:
+            noise is generated, from white to brown.
+        max_speakers: Most speakers. `None`: all.
+        enrolment_recordings: Recordings of one enrolment. Those that do not fill one are used as tests only.
 
     Raises:
-        ValueError: an utterance without a speaker or with a repeated id, an unknown condition, a condition that these
-            recordings do not allow, or too few speakers.
+        ValueError: An utterance has no speaker or a repeated id, a condition is unknown or not possible with these
+            recordings, or there are too few speakers.
     """
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown or not conditions:
@@ -310,14 +147,8 @@ def build_trials(
 def _usable(
     utterances: Iterable[Utterance], left_out: dict[str, str], num_samples: int | None = None
 ) -> Iterator[Utterance]:
-    """Those whose audio can be used, of which no more than the first `num_samples` will be; the others are noted."""
-    seen = set()
-    for utterance in utterances:
-        if utterance.id in seen:
-            raise ValueError(
-                f"two utterances have the id {utterance.id!r}: one clip must not be on both sides of a trial"
-            )
-        seen.add(utterance.id)
+    """Yield utterances that can be used, of which the first `num_samples` matter; note the others in `left_out`."""
+    for utterance in check_unique_ids(utterances):  # or one clip could be on both sides of a trial
         if not np.isfinite(utterance.waveform).all():
             left_out[utterance.id] = "holds NaN or infinite samples"
         elif power(utterance.waveform[:num_samples]) < SILENCE_POWER:
@@ -329,11 +160,11 @@ def _usable(
 def _make_recordings(
     clips: Iterable[Utterance], seed: int, num_samples: int, at_most: int, at_least: int, max_speakers: int | None
 ) -> tuple[dict[str, list[Utterance]], set[str]]:
-    """The recordings (num_samples,) of each speaker that has `at_least` so many; and all speakers that were met.
+    """The recordings (num_samples,) of each speaker that has `at_least` so many, and the names of all speakers.
 
-    A speaker's clips are ranked by a hash, and the first recordings that they make in this order are kept, with the
-    clips up to the last one of them. One more clip among these never makes fewer recordings. So a clip that was let go
-    is not needed later, and the order in which the clips come does not matter; nor does it for speakers.
+    Clips are ranked by a hash. The first recordings that they make in this order are kept, with the clips up to the
+    last one of them. One more clip among these never makes fewer recordings. So a clip that was dropped is not needed
+    later, and the order in which clips come does not matter. The same holds for speakers.
     """
     ranked: dict[str, list[tuple[int, Utterance]]] = {}  # by speaker, the clips by rank
     ready: list[tuple[int, str]] = []  # speakers with enough recordings, by rank
@@ -342,24 +173,25 @@ def _make_recordings(
     for clip in clips:
         if clip.speaker is None:
             raise ValueError(f"utterance {clip.id!r} has no speaker: trials need the speaker of every utterance")
-        met.add(clip.speaker)
-        place = (_rank(seed, "speaker", clip.speaker), clip.speaker)
+        speaker = clip.speaker
+        met.add(speaker)
+        place = (_rank(seed, "speaker", speaker), speaker)
         if max_speakers is not None and len(ready) == max_speakers and place > ready[-1]:
             continue
         # A copy, since a view would keep the rest of a long clip in memory.
-        clip = Utterance(clip.id, clip.waveform[:num_samples].copy(), clip.speaker, clip.source)
-        of_speaker = ranked.setdefault(clip.speaker, [])
+        clip = Utterance(clip.id, clip.waveform[:num_samples].copy(), speaker, clip.source)
+        of_speaker = ranked.setdefault(speaker, [])
         bisect.insort(of_speaker, (_rank(seed, "clip", clip.id), clip), key=lambda entry: entry[0])
         joins, num_used = _join([clip for _, clip in of_speaker], num_samples, at_most)
         del of_speaker[num_used:]
-        joined[clip.speaker] = joins
+        joined[speaker] = joins
         if len(joins) >= at_least and place not in ready:
             bisect.insort(ready, place)
             if max_speakers is not None and len(ready) > max_speakers:
                 ready.pop()
             if len(ready) == max_speakers:
-                for speaker in [other for other in ranked if (_rank(seed, "speaker", other), other) > ready[-1]]:
-                    del ranked[speaker], joined[speaker]
+                for other in [name for name in ranked if (_rank(seed, "speaker", name), name) > ready[-1]]:
+                    del ranked[other], joined[other]
 
     def concatenate(parts: list[Utterance]) -> Utterance:
         waveform = np.concatenate([part.waveform for part in parts])[:num_samples]
@@ -370,7 +202,7 @@ def _make_recordings(
 
 
 def _join(clips: Sequence[Utterance], num_samples: int, at_most: int) -> tuple[list[list[Utterance]], int]:
-    """The clips of each recording, of one source each, in the order of the clips; and how many clips it took."""
+    """The clips of each recording, which are of one source, and the number of clips that were used."""
     joins = []
     waiting: dict[str | None, list[Utterance]] = {}  # by source: short clips of the recording that is being joined
     for position, clip in enumerate(clips, start=1):
@@ -388,7 +220,7 @@ def _join(clips: Sequence[Utterance], num_samples: int, at_most: int) -> tuple[l
 
 
 def _cut_noise(recordings: Iterable[Utterance], seed: int, num_samples: int, at_most: int) -> tuple[Utterance, ...]:
-    """Stretches (num_samples,) of noise: of all that there are, those with the lowest ranks."""
+    """Stretches (num_samples,) of noise: those with the lowest ranks."""
     stretches: list[tuple[int, Utterance]] = []
     for recording in recordings:
         waveform = recording.waveform
@@ -410,12 +242,13 @@ def _cut_noise(recordings: Iterable[Utterance], seed: int, num_samples: int, at_
 def _draw_interferers(
     speakers: np.ndarray, sources: np.ndarray, num_talkers: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(N, num_talkers) numbers of recordings of different speakers: itself, then others, of its source if possible."""
+    """(recordings, num_talkers) numbers of recordings of different speakers: the recording itself, then others, of the
+    same source if possible."""
     talkers = np.tile(np.arange(len(speakers))[:, None], num_talkers)
     for column in range(1, num_talkers):
         for speaker in range(speakers.max() + 1):
-            # In turn through the others in an order of this speaker's own, so that target trials of two mixtures (with
-            # different interferers) exist wherever they can.
+            # The recordings of a speaker take turns through the others, so that target trials of two mixtures, which
+            # need different interferers, exist wherever possible.
             rank = rng.permutation(speakers.max() + 1)
             for turn, number in enumerate(rng.permutation(np.flatnonzero(speakers == speaker))):
                 others = ~np.isin(speakers, speakers[talkers[number, :column]])
@@ -437,7 +270,7 @@ def _pair(
     speakers: np.ndarray,
     sources: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """All trials between enrolments (G, K) and test signals (N,): the columns of `Trials`."""
+    """All trials between enrolments and test signals: the columns of `Trials`."""
     of_enrolment = speakers[talkers[enrolments[:, 0], :enrolment_talkers]]
     of_test = speakers[talkers[:, :test_talkers]]
     num_shared = np.zeros((len(enrolments), len(talkers)), dtype=np.int8)
@@ -455,21 +288,7 @@ def _pair(
     return enrolment, test, same_target[enrolment, test], within_source
 
 
-# --- levels -------------------------------------------------------------------------------------------------------
-
-
 def _rank(seed: int, what: str, name: str) -> int:
-    """A number that decides on an order, drawn from the seed and a name."""
+    """A number to sort by, a hash of the seed and a name."""
     digest = hashlib.blake2b(json.dumps([seed, what, name]).encode(), digest_size=8).digest()
     return int.from_bytes(digest)
-
-
-def _loudest_start(waveform: np.ndarray, num_samples: int) -> int:
-    """Where the stretch of so many samples with the most energy begins."""
-    energy = np.cumsum(np.square(np.append(0.0, waveform)))
-    return int(np.argmax(energy[num_samples:] - energy[:-num_samples]))
-
-
-def _loudest(waveform: np.ndarray, num_samples: int) -> np.ndarray:
-    start = _loudest_start(waveform, num_samples)
-    return waveform[start : start + num_samples]

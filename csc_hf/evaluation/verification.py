@@ -21,7 +21,7 @@ from .calibration import Calibration, fit_calibration
 from .embedders import CSCEmbedder
 from .metrics import RocCurve, actual_dcf, bootstrap_interval, cllr, equal_error_rate
 from .scoring import Scores, score_trials, write_scores
-from .trials import BASIC_CONDITIONS, Trials, TrialSet
+from .trial_set import BASIC_CONDITIONS, Trials, TrialSet
 
 __all__ = [
     "FIGURES",

@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Equal error rate for `evaluate`; all that is computed is in csc_hf.evaluation.metrics."""
+"""Equal error rate as a metric of `evaluate`, computed by csc_hf.evaluation.metrics."""
 
 import datasets
 import evaluate
@@ -13,7 +13,7 @@ is chance.
 
 INPUTS = """
 Args:
-    predictions: one score a trial, higher for "same speaker". Only their order matters.
+    predictions: one score per trial, higher for "same speaker". Only their order matters.
     references: 1 for a target trial (same speaker), 0 for a non-target trial.
     convex_hull (`bool`, defaults to `False`): measure on the convex hull of the ROC, as the BOSARIS toolkit does.
 

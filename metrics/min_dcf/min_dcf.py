@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Minimum detection cost for `evaluate`; all that is computed is in csc_hf.evaluation.metrics."""
+"""Minimum detection cost as a metric of `evaluate`, computed by csc_hf.evaluation.metrics."""
 
 import datasets
 import evaluate
@@ -7,17 +7,17 @@ import evaluate
 from csc_hf.evaluation.metrics import min_dcf
 
 DESCRIPTION = """\
-Minimum normalised detection cost of verification trials (NIST speaker recognition evaluations): the least cost at any
-threshold, divided by that of the better of accepting all trials and rejecting all. 0 is best, 1 is useless.
+Minimum normalised detection cost of verification trials (NIST speaker recognition evaluations): the lowest cost over
+all thresholds, divided by that of accepting all trials or rejecting all, whichever is lower. 0 is best, 1 is useless.
 """
 
 INPUTS = """
 Args:
-    predictions: one score a trial, higher for "same speaker". Only their order matters.
+    predictions: one score per trial, higher for "same speaker". Only their order matters.
     references: 1 for a target trial (same speaker), 0 for a non-target trial.
-    p_target (`float`, defaults to 0.01): share of trials that one expects to be targets, whatever it is here.
-    c_miss (`float`, defaults to 1): cost of the rejection of a target.
-    c_fa (`float`, defaults to 1): cost of the acceptance of a non-target.
+    p_target (`float`, defaults to 0.01): expected share of target trials, whatever it is here.
+    c_miss (`float`, defaults to 1): cost of rejecting a target.
+    c_fa (`float`, defaults to 1): cost of accepting a non-target.
 
 Returns:
     `min_dcf`, between 0 and 1.

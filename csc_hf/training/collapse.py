@@ -1,30 +1,31 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Signs that embeddings collapse, and a guard that ends a run which would only go on wasting time."""
+"""Detect collapsed embeddings, and stop a run whose embeddings stay collapsed."""
 
 import numpy as np
 
 from ..evaluation.metrics import alignment, effective_rank, uniformity
 
 MIN_RANK = 2.0
-"""Effective rank below which embeddings count as collapsed: hardly more than one direction. A new `small` has 14."""
+"""Embeddings of a lower effective rank count as collapsed: they span little more than one direction. A new `small` has
+a rank of 14."""
 
 MAX_UNIFORMITY = -0.05
-"""Uniformity above which they do: the mean squared distance of two embeddings is then about 0.025 (a cosine of 0.99);
-of a new `small` it is 0.4."""
+"""Embeddings of a higher uniformity count as collapsed. At this value, the mean squared distance of two embeddings is
+about 0.025 (a cosine of 0.99); in a new `small` it is 0.4."""
 
 REMEDY = (
-    "resume from a checkpoint before that with a lower learning_rate or a longer warm-up, a lower "
-    "contrastive_loss_weight, or more identities in a batch; if it has been so from the beginning, look whether the "
+    "resume from an earlier checkpoint with a lower learning_rate, a longer warm-up, a lower "
+    "contrastive_loss_weight, or more identities in a batch; if it has been so from the beginning, check that the "
     "mixtures hold different speakers (rows in random order, reservoir_seconds)"
 )
 
 
 def collapse_signs(embeddings: np.ndarray, speaker_ids: np.ndarray) -> dict[str, float]:
-    """`embedding_rank`, `uniformity` and `alignment` of a batch, see `metrics`.
+    """The `embedding_rank`, `uniformity` and `alignment` of a batch, see `csc_hf.evaluation.metrics`.
 
     Args:
-        embeddings: (B, C, E), unit vectors, in the order of the speakers.
-        speaker_ids: (B, C); slots with a negative one hold nobody and are left out.
+        embeddings: (mixtures, slots, embedding size), unit vectors, in the order of the speakers.
+        speaker_ids: (mixtures, slots); slots with a negative id are empty and left out.
     """
     known = speaker_ids >= 0
     embeddings, speaker_ids = embeddings[known], speaker_ids[known]
@@ -40,13 +41,13 @@ class CollapsedError(RuntimeError):
 
 
 class CollapseGuard:
-    """Raises when embeddings have been collapsed for `patience` steps.
+    """Raises an error when embeddings have been collapsed for `patience` steps.
 
     Args:
-        patience: steps; an early phase of training may pass through such a state.
-        first_step: nothing is judged before.
+        patience: steps; training may pass through such a state early on.
+        first_step: nothing is checked before this step.
 
-    `since` is the first step of a collapse that lasts, or None.
+    `since` is the first step of the present collapse, or None.
     """
 
     def __init__(self, patience: int, first_step: int = 0):
@@ -55,10 +56,10 @@ class CollapseGuard:
         self.since: int | None = None
 
     def check(self, step: int, signs: dict[str, float]) -> None:
-        """Judge what `collapse_signs` measured at a step.
+        """Check what `collapse_signs` measured at a step.
 
         Raises:
-            CollapsedError: it has been so for too long.
+            CollapsedError: the embeddings have been collapsed for too long.
         """
         found = None
         if signs["embedding_rank"] < MIN_RANK:
@@ -71,6 +72,6 @@ class CollapseGuard:
         self.since = step if self.since is None else self.since
         if step - self.since >= self.patience:
             raise CollapsedError(
-                f"the speaker embeddings have collapsed: since step {self.since} {found}. No speaker can be told "
-                f"from another by them. Remedy: {REMEDY}."
+                f"the speaker embeddings have collapsed: since step {self.since} {found}. They do not tell "
+                f"speakers apart. Remedy: {REMEDY}."
             )

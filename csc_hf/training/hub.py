@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Saves what a Hub repository needs (weights, configs, code, model card) into a folder, and pushes such folders."""
+"""Write a Hub repository (weights, configurations, code, model card) into a folder, and push such folders."""
 
 import json
 import logging
@@ -28,17 +28,18 @@ def save_repository(
     report: str,
     repo_id: str | None = None,
 ) -> None:
-    """
-    Write a complete Hub repository: `config.json`, `preprocessor_config.json`, `model.safetensors`, the code files by
-    which it loads with `trust_remote_code=True`, `results.json` and the model card.
+    """Write a complete Hub repository.
+
+    That is `config.json`, `preprocessor_config.json`, `model.safetensors`, the code that loads it with
+    `trust_remote_code=True`, `results.json` and the model card.
 
     Args:
-        folder: Where to; made if it is not there.
-        model: A CSC model.
-        feature_extractor: Its feature extractor.
-        results: What was measured and how (any JSON), written as it is.
-        report: The same for people, as the text of the card's results section.
-        repo_id: Name of the repository that the card's example loads; the folder's name if it is not pushed.
+        folder: made if it is not there.
+        model: a CSC model.
+        feature_extractor: its feature extractor.
+        results: what was measured and how; anything that JSON takes.
+        report: the same for people, as the text of the card's results section.
+        repo_id: the name that the card's example loads the model by; None for the folder's name.
     """
     folder = Path(folder)
     model.save_pretrained(folder)
@@ -61,28 +62,27 @@ def save_repository(
 
 
 class BackgroundPush:
-    """
-    Pushes folders to one Hub repository in the background, one at a time, and never raises while training runs.
+    """Pushes folders to a Hub repository in the background, one at a time, and never raises while training runs.
 
-    A push is a process of its own (`upload.py`) with a copy of the files: it can be stopped whatever it hangs on, and
-    the folder may be changed, renamed or deleted as soon as `push` has returned. What may pass (too many requests,
-    errors of the server, cut connections, no answer) is tried again, told on stderr; what will not (a refused token,
-    a missing repository) is not. Where the run crashes, a push that runs goes on to its end.
+    A push is a process of its own (`upload.py`) with a copy of the files. It can be stopped whatever it hangs on, and
+    the folder may be changed, renamed or deleted as soon as `push` has returned. If the run crashes, a running push
+    still completes. Temporary failures (too many requests, server errors, lost connections, no answer) are retried;
+    permanent ones (a refused token, a missing repository) are not.
 
-    The repository is made at once, so that a wrong name or token shows before any training. Tokens are those of
+    The repository is created at once, so that a wrong name or token shows before training. Tokens are those of
     `huggingface_hub` (`hf auth login`, or `HF_TOKEN`).
 
     Args:
         repo_id: `user/name`.
-        private: Whether a new repository is private.
-        time_limit: Seconds that a push may take, all attempts together; one that takes longer is stopped by the next
-            `push` or `wait`.
-        answer_timeout: Seconds to wait for an answer of the Hub, before it counts as a failed attempt.
-        first_wait: Seconds between the first and the second attempt, about. The wait doubles from attempt to attempt,
-            and is as long as the Hub asks for (`Retry-After`) where that is longer.
+        private: whether a new repository is private.
+        time_limit: seconds that a push may take, all attempts together. The next `push` or `wait` stops one that takes
+            longer.
+        answer_timeout: seconds to wait for an answer of the Hub before an attempt counts as failed.
+        first_wait: about the seconds between the first and the second attempt. The wait doubles from attempt to
+            attempt; if the Hub asks for more (`Retry-After`), it is that.
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError: The repository cannot be made.
+        huggingface_hub.errors.HfHubHTTPError: the repository cannot be created.
     """
 
     def __init__(
@@ -98,15 +98,14 @@ class BackgroundPush:
         self.time_limit = time_limit
         self.answer_timeout = answer_timeout
         self.first_wait = first_wait
-        self._process: subprocess.Popen | None = None  # the push that runs, or whose end is not told yet
+        self._process: subprocess.Popen | None = None  # the running push, or one whose end was not reported yet
         self._error: OSError | None = None  # why no push could be started
 
     def push(self, folder: str | os.PathLike, message: str) -> bool:
-        """
-        Start to push the files of a folder, without its subfolders. How it ends is told by the next `push` or `wait`.
+        """Start to push the files of a folder, without its subfolders. The next `push` or `wait` reports how it ended.
 
         Returns:
-            Whether it was started: not while an earlier push runs, nor where the files cannot be copied.
+            Whether it was started: not while an earlier push runs, and not if the files cannot be copied.
         """
         if self._process is not None and self._process.poll() is None and self._left() > 0:
             logger.warning("Not pushed: %s. The push before is still running.", message)
@@ -119,22 +118,23 @@ class BackgroundPush:
         return self._error is None
 
     def wait(self, timeout: float | None = None) -> Exception | None:
-        """
-        Wait for the push that runs, if any, and tell how the last one ended.
+        """Wait for the running push, if any, and report how the last one ended.
 
         Args:
-            timeout: Seconds to wait at most; the push is stopped then. Never more than what is left of its time limit.
+            timeout: seconds after which the push is stopped; at most what is left of its time limit.
 
         Returns:
-            Why the last push failed (it is logged too), or None. A failure is told once.
+            Why the last push failed, which is also logged, or None. A failure is reported once.
         """
-        error, self._error = self._error, None
+        error: Exception | None = self._error
+        self._error = None
         if self._process is not None:
             left = self._left()
             with self._process as process:
                 try:
                     if process.wait(left if timeout is None else min(timeout, left)):
-                        error = RuntimeError(process.stdout.read().strip() or f"exit status {process.returncode}")
+                        printed = process.stdout.read() if process.stdout else ""
+                        error = RuntimeError(printed.strip() or f"exit status {process.returncode}")
                 except subprocess.TimeoutExpired:
                     process.kill()
                     error = TimeoutError(f"not done after {time.monotonic() - self._started:.1f} s, so it was stopped")
@@ -151,7 +151,7 @@ class BackgroundPush:
                 if path.is_file():  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
                     shutil.copy(path, self._files)
             # -P: the program's folder stays off the import path. Its modules' names are not unique.
-            command = [sys.executable, "-P", UPLOAD_PROGRAM, self.repo_id, self._files, message]
+            command = [sys.executable, "-P", str(UPLOAD_PROGRAM), self.repo_id, self._files, message]
             self._process = subprocess.Popen(
                 [*command, str(self.answer_timeout), str(self.first_wait)],
                 env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},  # they would tear the training's
@@ -165,5 +165,5 @@ class BackgroundPush:
         self._started = time.monotonic()
 
     def _left(self) -> float:
-        """Seconds that are left of the time limit of the push that runs."""
+        """Seconds left of the time limit of the running push."""
         return max(0.0, self._started + self.time_limit - time.monotonic())

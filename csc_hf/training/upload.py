@@ -1,17 +1,17 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Uploads a folder to a Hub repository: the program that `csc_hf.training.hub.BackgroundPush` runs beside the training.
+"""Upload a folder to a Hub repository: the program that `BackgroundPush` in hub.py runs beside the training.
 
-`huggingface_hub` retries most of its requests a few times by itself, but not all of them (creating a commit is one
-that it may not), and it may wait for an answer for ever. So a whole upload is tried several times here, and every wait
-for an answer has an end. What an attempt has brought to the Hub is not sent again by the next one, and a commit whose
-confirmation got lost is not made twice: the client compares what is there first.
+`huggingface_hub` retries most requests by itself, but not all of them (not the creation of a commit), and it may wait
+for an answer forever. Here, a whole upload is tried several times, and every wait for an answer ends. What one attempt
+has sent is not sent again by the next, and a commit whose confirmation was lost is not made twice: the client first
+compares what is there.
 
-It imports nothing but `huggingface_hub`, to start within a second and to need little memory.
+It imports nothing but `huggingface_hub`, so it starts within a second and needs little memory.
 
     python upload.py REPO_ID FOLDER MESSAGE ANSWER_TIMEOUT FIRST_WAIT
 
-FOLDER is deleted at the end. What goes wrong but is tried again is told on stderr; exit status 1 says that the upload
-has failed, and stdout why.
+FOLDER is deleted at the end. Failures that are retried go to stderr. Exit status 1 means that the upload has failed;
+stdout says why.
 """
 
 import random
@@ -28,11 +28,10 @@ ATTEMPTS = 8
 
 
 def upload(repo_id: str, folder: str, message: str, answer_timeout: float, first_wait: float) -> None:
-    """
-    Commit the files of a folder to a repository; see `BackgroundPush` for the arguments.
+    """Commit the files of a folder to a repository; see `BackgroundPush` for the arguments.
 
     Raises:
-        SystemExit: the upload has failed for good; why is printed.
+        SystemExit: the upload has failed; the reason is printed.
     """
     for attempt in range(1, ATTEMPTS + 1):
         get_session().timeout = answer_timeout  # each time: the client opens a new session after some failures
@@ -51,7 +50,7 @@ def upload(repo_id: str, folder: str, message: str, answer_timeout: float, first
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error, its cause, the cause of that and so on, up to the Hub's own answer where it has answered."""
+    """The error, its cause, the cause of that and so on, up to the Hub's answer if there was one."""
     causes = [error]
     while not isinstance(causes[-1], HfHubHTTPError) and causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -59,10 +58,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt can help: not where the Hub refuses the request itself (400, 401, 403, 404, 413, ...).
+    """Whether another attempt can help: not if the Hub refuses the request itself (400, 401, 403, 404, 413, ...).
 
-    Xet, by which the client sends weights where `hf_xet` is installed, hides the status of what was refused: such
-    failures are tried again to the last attempt.
+    Xet, which the client sends weights with if `hf_xet` is installed, hides the status: such failures are always
+    retried.
     """
     if not isinstance(error, HfHubHTTPError):
         return True
@@ -71,13 +70,13 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _retry_after(error: BaseException) -> float:
-    """The seconds that the Hub asks to wait, or 0."""
+    """How many seconds the Hub asks to wait, or 0."""
     value = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return float(value) if value.isdigit() else 0.0
 
 
 if __name__ == "__main__":
     try:
-        upload(*sys.argv[1:4], *map(float, sys.argv[4:6]))
+        upload(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]), float(sys.argv[5]))
     finally:
         shutil.rmtree(sys.argv[2])

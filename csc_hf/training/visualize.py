@@ -1,8 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a model makes of a few mixtures, to be seen and heard: figures and audio for the trackers of a training run.
-
-Shapes: B mixtures, T samples, C sources (slots), S segments, D hidden size, E speaker embedding size.
-"""
+"""Show what a model makes of a few mixtures: audio, spectrograms and cross-attention for the trackers of a run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,47 +23,49 @@ from ..modeling_csc import (
 logger = get_logger(__name__)
 
 NUM_EXAMPLES = 2
-"""Mixtures that are logged at a time."""
+"""Mixtures that are logged each time."""
 
 DYNAMIC_RANGE_DB = 60.0
-"""Spectrograms show what lies this far below their loudest bin."""
+"""Spectrograms show levels down to this far below their loudest bin."""
 
 ATTENTION_RANGE = 8.0
-"""Attention is coloured from 1 / 8 of even attention to 8 times as much, the same at every step of a training."""
+"""Attention is coloured from 1 / 8 of even attention to 8 times even attention, at every step of a training."""
 
 SLOT_KINDS = ("empty slot", "other identity", "same identity")
-"""A slot's number here is how many of these hold: somebody speaks in it; that is the identity of the query."""
+"""Names of slots, by how many of these are true: somebody speaks in it; they are the identity of the query."""
 
 
 def log_examples(
-    accelerator: Accelerator, step: int, model: CSCForPreTraining, batch: Mapping[str, torch.Tensor]
+    accelerator: Accelerator, step: int, model: CSCForPreTraining | None, batch: Mapping[str, torch.Tensor]
 ) -> None:
-    """Log audio, spectrograms and cross-attention of the two mixtures of a batch in which most speakers speak.
+    """Log audio, spectrograms and cross-attention of the two mixtures of a batch that have most speakers.
 
-    Of each, under `example_1/` and `example_2/`: audio of the `mixture` and of the estimates (`estimate_1`, ...), in
-    the order of the sources and with the loudest sample at full scale; `spectrograms`; and `attention`, that of the
-    first source's embedding over the other mixtures of its identity, its memory in training. Where the identity is in
-    no other mixture there is no such figure.
+    For each, under `example_1/` and `example_2/`: audio of the `mixture` and of the estimates (`estimate_1`, ...), in
+    the order of the sources and with the loudest sample at full scale; `spectrograms`; and `attention`, from the first
+    source's embedding over the other mixtures of its identity (its memory in training). If the identity is in no other
+    mixture, that figure is left out.
 
-    TensorBoard and W&B take all of it. Another tracker of Accelerate gets the figures if it has `log_images`; what it
-    does not get is said once.
+    TensorBoard and W&B take all of it. Other trackers of Accelerate get the figures if they have `log_images`; what
+    they do not get is logged once.
 
-    Only the main process does anything. The model runs there alone, on at most as many mixtures as hold the two
-    identities, in evaluation mode and without drawing random numbers; then its mode is restored.
+    Only the main process does anything. The model runs there on the mixtures that hold the two identities, in
+    evaluation mode and without drawing random numbers. Then its mode is restored.
 
     Args:
-        accelerator: what `init_trackers` was called on.
+        accelerator: the one that `init_trackers` was called on.
         step: the training step.
-        model: the model itself, not what `accelerator.prepare` wraps it in.
-        batch: `input_values` (B, T), `attention_mask` (B, T), `source_values` (B, C, T) and `speaker_ids` (B, C), as
-            `CSCForPreTraining.forward` takes them, on any device.
+        model: the model itself, not what `accelerator.prepare` wraps it in; None in other processes.
+        batch: `input_values` (mixtures, samples), `attention_mask` (mixtures, samples), `source_values` (mixtures,
+            slots, samples) and `speaker_ids` (mixtures, slots), as `CSCForPreTraining.forward` takes them, on any
+            device.
     """
-    if not accelerator.is_main_process:
+    if not accelerator.is_main_process or model is None:
         return
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     num_speakers = (batch["source_values"] != 0).any(-1).sum(-1)
     chosen = num_speakers.argsort(descending=True, stable=True)[:NUM_EXAMPLES].tolist()
-    audio, images = {}, {}
+    audio: dict[str, torch.Tensor] = {}
+    images: dict[str, np.ndarray] = {}
     training = model.training
     model.eval()
     for number, mixture in enumerate(chosen, start=1):
@@ -82,12 +81,12 @@ def log_examples(
 def illustrate(
     model: CSCForPreTraining, batch: Mapping[str, torch.Tensor], mixture: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, Figure]]:
-    """Audio (T,) and figures of one mixture of a batch, by name, see `log_examples`. Empty slots are left out.
+    """Audio (samples,) and figures of one mixture of a batch, by name, see `log_examples`. Empty slots are left out.
 
     Args:
         model: in evaluation mode.
         batch: as for `log_examples`, on the model's device.
-        mixture: row of the batch.
+        mixture: its row in the batch.
     """
     present = (batch["source_values"] != 0).any(-1)
     speaker_ids = batch["speaker_ids"].masked_fill(~present, -100)
@@ -132,16 +131,16 @@ def spectrogram_figure(
 ) -> Figure:
     """Spectrograms of a mixture and, in a column each, of its sources and their estimates, on one colour scale.
 
-    Estimates are brought to the level of their source, since SI-SNR leaves their scale free.
+    Estimates are scaled to the level of their source, since SI-SNR leaves their scale free.
 
     Args:
-        mixture: (T,).
-        sources: (C, T), the sources that the mixture consists of.
-        estimates: (C, T), the estimate of each source.
+        mixture: (samples,).
+        sources: (sources, samples), what the mixture consists of.
+        estimates: (sources, samples), the estimate of each source.
         sampling_rate: in Hz.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not match.
     """
     check_shape("sources", sources, (len(sources), *mixture.shape))
     check_shape("estimates", estimates, sources.shape)
@@ -164,7 +163,7 @@ def spectrogram_figure(
     cells = [grid[:, 0], *(grid[row, 1 + column] for row in range(2) for column in range(num_sources))]
     for cell, title, spectrum in zip(cells, titles, spectra, strict=True):
         axes = figure.add_subplot(cell, title=title, xlabel="time (s)", ylabel="frequency (kHz)")
-        axes.title.set_size("medium")
+        axes.title.set_fontsize("medium")
         image = axes.imshow(
             spectrum.numpy(),
             cmap="magma",
@@ -182,16 +181,16 @@ def spectrogram_figure(
 def attention_weights(
     model: CSCForPreTraining, query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Where the cross-attention of `CSCForPreTraining.aggregate` looks for the speaker of an embedding.
+    """Weights of the cross-attention of `CSCForPreTraining.aggregate` for one embedding.
 
     Args:
-        model: whose attention.
-        query: the speaker embedding, (E,).
-        memory: `source_hidden_states` of other mixtures, (B, C, S, D).
-        memory_mask: 1 for their real segments, (B, S).
+        model: the model with the attention.
+        query: the speaker embedding, (embedding size,).
+        memory: `source_hidden_states` of other mixtures, (mixtures, slots, segments, hidden size).
+        memory_mask: 1 for their real segments, (mixtures, segments).
 
     Returns:
-        (heads, B, C, S); those of a head sum to 1.
+        (heads, mixtures, slots, segments); those of a head sum to 1.
     """
     scores = model.aggregator.scores(query, memory.flatten(0, -2)).unflatten(-1, memory.shape[:-1])
     scores = scores.masked_fill(memory_mask[:, None] == 0, -torch.inf)
@@ -199,14 +198,14 @@ def attention_weights(
 
 
 def attention_figure(weights: torch.Tensor, slot_names: Sequence[Sequence[str]], segment_seconds: float) -> Figure:
-    """A panel for each mixture of the memory. In it a band for each slot, in that a row for each head.
+    """A panel for each mixture of the memory, with a band for each slot, with a row for each head.
 
-    White is attention spread evenly over the memory, red is more, blue less, grey padding. The share of the attention
-    that a slot gets, averaged over heads, stands beside its name.
+    White is attention spread evenly over the memory, red is more, blue is less, grey is padding. Beside the name of a
+    slot is its share of the attention, averaged over heads.
 
     Args:
-        weights: from `attention_weights`, (heads, B, C, S).
-        slot_names: who speaks in each slot, B lists of C names.
+        weights: from `attention_weights`, (heads, mixtures, slots, segments).
+        slot_names: who speaks in each slot, a list of names for each mixture.
         segment_seconds: time from one segment to the next.
     """
     heads, num_mixtures, num_slots, num_segments = weights.shape
@@ -219,12 +218,12 @@ def attention_figure(weights: torch.Tensor, slot_names: Sequence[Sequence[str]],
     panels = figure.subplots(num_mixtures, sharex=True, squeeze=False)[:, 0]
     for b, axes in enumerate(panels):
         image = axes.imshow(
-            relative[:, b].transpose(0, 1).flatten(0, 1).numpy(),  # (C · heads, S)
+            relative[:, b].transpose(0, 1).flatten(0, 1).numpy(),  # (slots · heads, segments)
             cmap="RdBu_r",
             norm=LogNorm(1 / ATTENTION_RANGE, ATTENTION_RANGE),
             interpolation="nearest",
             aspect="auto",
-            # A segment stands where its middle is; the first is centred at 0.
+            # A segment is drawn around its centre; the first is centred at 0.
             extent=(-0.5 * segment_seconds, (num_segments - 0.5) * segment_seconds, num_slots, 0),
         )
         axes.set_facecolor("lightgrey")
@@ -243,16 +242,16 @@ def attention_figure(weights: torch.Tensor, slot_names: Sequence[Sequence[str]],
 
 
 def match_level(signals: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """Signals (..., T), each scaled to the power of its reference (..., T); silence stays silence."""
+    """Signals (..., samples), each scaled to the power of its reference (..., samples). Silence stays silent."""
     power, wanted = signals.square().mean(-1, keepdim=True), references.square().mean(-1, keepdim=True)
     return signals * (wanted / power.clamp(min=1e-20)).sqrt()
 
 
 def _log_spectra(signals: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """(N, T) → (N, frequencies, frames) in dB, from windows of 32 ms every 8 ms."""
+    """(signals, samples) → (signals, frequencies, frames) in dB, from windows of 32 ms every 8 ms."""
     size = round(0.032 * sampling_rate)
     window = torch.hann_window(size, device=signals.device)
-    # Zeros around the signal, since a reflection needs half a window of it.
+    # Zero padding: a reflection would need half a window of signal.
     spectra = torch.stft(signals, size, size // 4, window=window, pad_mode="constant", return_complex=True)
     return 20 * (spectra.abs() + 1e-8).log10()
 
@@ -271,7 +270,7 @@ def _log(
     images: Mapping[str, np.ndarray],
     sampling_rate: int,
 ) -> None:
-    """Hand audio and images to one tracker."""
+    """Log audio and images with one tracker."""
     if tracker.name == "tensorboard":
         for name, signal in audio.items():
             tracker.writer.add_audio(name, signal, step, sample_rate=sampling_rate)

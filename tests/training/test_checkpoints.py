@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from csc_hf.training.checkpoints import begin_folder, delete_checkpoints, finish_folder, list_checkpoints
+from csc_hf.training.checkpoints import (
+    begin_folder,
+    delete_checkpoints,
+    finish_folder,
+    list_checkpoints,
+    move_files,
+)
 
 SAVE_FOR_EVER = """
 import sys
@@ -32,7 +38,9 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.013, 0.029, 0.047])
+@pytest.mark.parametrize(
+    "delay", [0.013, *(pytest.param(delay, marks=pytest.mark.release) for delay in (0.0, 0.029, 0.047))]
+)
 def test_what_has_its_name_is_whole_whenever_the_run_is_killed(tmp_path, delay):
     process = subprocess.Popen(
         [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, env=os.environ
@@ -126,6 +134,33 @@ def test_a_former_folder_comes_back(tmp_path):
     begin_folder(tmp_path / "best")
     assert contents(tmp_path / "best") == {"model": b"former"}
     assert not list((tmp_path / "best.unfinished").iterdir())
+
+
+def test_files_are_moved_beside_what_is_there(tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "model").write_text("old")
+    unfinished = begin_folder(tmp_path / "final")
+    (unfinished / "model").write_text("new")
+    move_files(unfinished, tmp_path)
+    assert (tmp_path / "model").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "model"]
+
+
+def test_a_system_that_cannot_flush_folders_saves_and_says_so(tmp_path, monkeypatch, caplog):
+    """Windows opens no folders."""
+    system_open = os.open
+
+    def refuse_folders(path, *arguments):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return system_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    for step in (1, 2):
+        (begin_folder(tmp_path / f"checkpoint-{step}") / "file").write_text("text")
+        finish_folder(tmp_path / f"checkpoint-{step}")
+    assert contents(tmp_path / "checkpoint-2") == {"file": b"text"}
+    assert caplog.text.count("cannot flush folders") == 1
 
 
 def test_the_newest_are_kept(tmp_path):

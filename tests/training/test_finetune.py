@@ -1,12 +1,11 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""The fine-tuning scripts: on the speech that ships, as users run them, and on tones, which are learnt in seconds."""
+"""The fine-tuning scripts, on the speech that ships and on tones, which are learnt in seconds."""
 
+import contextlib
 import functools
 import importlib.util
-import json
-import os
+import io
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pretraining_runs import LAUNCH, TWO_PROCESSES, launch, reset_accelerate, results_of
 from pyannote.core import Segment
 from pyannote.metrics.diarization import DiarizationErrorRate
 from safetensors.torch import load_file
@@ -32,6 +32,7 @@ from csc_hf.data.mixing import MixtureRecipe, Piece, SourceRecipe
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.evaluation.trials import build_trials
 from csc_hf.evaluation.verification import evaluate
+from csc_hf.training.finetuning import SpeechArguments, SpeechReservoir, load_model, open_speech
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = {
@@ -43,19 +44,27 @@ SHORT = {
     "verification": "--max_steps 3 --batch_size 4 --seconds 1 --eval_recordings 2 --eval_seconds 1",
     "diarization": "--max_steps 3 --batch_size 2 --seconds 3 --eval_conversations 4",
     "classification": "--max_steps 3 --batch_size 4 --seconds 1",
+    "mixtures": "--max_steps 3 --num_identities 5 --seconds 0.5 --eval_seconds 1 --eval_recordings 2",
 }
 
 
+@functools.cache
 def script(name):
     """The module of a script."""
     specification = importlib.util.spec_from_file_location(f"finetune_{name}", EXAMPLES / f"finetune_{name}.py")
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses look for their types
     specification.loader.exec_module(module)
     return module
 
 
-def results_of(folder):
-    return json.loads((folder / "results.json").read_text())
+def main(name, *arguments):
+    """Run a script in this process; returns what it printed."""
+    reset_accelerate()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        script(name).main([str(argument) for argument in (*arguments, "--cpu_threads", 1)])
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +82,7 @@ def finished(request, pretrained, tmp_path_factory):
     name = request.param
     folder = tmp_path_factory.mktemp(name)
     options = ["--model", pretrained, "--output_dir", folder, "--logging_steps", "1", *SHORT[name].split()]
-    process = subprocess.run(
-        [sys.executable, EXAMPLES / f"finetune_{name}.py", *options],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return name, folder, process.stdout
+    return name, folder, main(name, *options)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +103,11 @@ def tones(tmp_path_factory):
 
 
 def tune(name, model, tones, folder, *options):
-    """Runs a script on the tones in this process."""
+    """Run a script on the tones in this process."""
     arguments = ["--model", model, "--train_data", tones / "train" / "*.parquet", "--output_dir", folder]
     if name != "classification":
         arguments += ["--eval_data", tones / "test" / "*.parquet"]
-    arguments += ["--warmup_steps", "1", "--learning_rate", "0.01", *options]
-    script(name).main([str(argument) for argument in arguments])
+    return main(name, *arguments, "--warmup_steps", "1", "--learning_rate", "0.01", *options)
 
 
 def test_it_reports_before_and_after(finished):
@@ -133,26 +133,28 @@ def test_the_saved_folder_gives_the_same_figures(finished):
     name, folder, _ = finished
     module = script(name)
     results = results_of(folder)
-    args = module.parse_args([])
-    vars(args).update(results["settings"])
+    args = module.Arguments(**results["settings"])
     model = MODELS[name].from_pretrained(folder).eval()
-    assert AutoFeatureExtractor.from_pretrained(folder).min_samples == model.config.segment_samples
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    assert extractor.min_samples == model.config.segment_samples
     if name == "verification":
-        utterances = module.load_utterances(args, args.train_data, "test")
-        trials = module.build_trials(utterances, args.seed, args.eval_seconds, args.eval_recordings)
-        assert module.verify(model, AutoFeatureExtractor.from_pretrained(folder), trials) == results["after"]
+        trials = open_speech(args).build_trials(args.seed, args.eval_seconds, args.eval_recordings)
+        assert module.verify(model, trials) == results["after"]
+        assert model.config.id2label[0].startswith("train-")
     elif name == "diarization":
-        utterances = module.load_utterances(args, args.train_data, "test")
-        config = module.ConversationConfig(**{name: getattr(args, name) for name in module.CONVERSATION})
-        unheard = module.Conversations(utterances, config, model.config, args.seed, args.eval_conversations)
+        config = module.ConversationConfig(**results["conversation"])
+        unheard = SpeechReservoir(open_speech(args).held_out, args)
+        unheard = module.Conversations(unheard, config, model.config, args.seed, args.eval_conversations)
         assert module.diarization_errors(model, unheard) == pytest.approx(results["after"])
     else:
-        _, held_out = module.load_data(args)
-        rows = held_out.with_transform(module.prepare("audio", args.seconds, at_random=False))
+        _, held_out = module.load_tables(args)
+        rows = [row for row in module.Recordings(held_out, args.seconds, at_random=False)]
         with torch.no_grad():
             found = [model(torch.from_numpy(row["waveform"])[None]).logits.argmax().item() for row in rows]
-        assert np.mean(np.array(found) == held_out["labels"]) == pytest.approx(results["after"]["accuracy"])
+        right = [label == row["labels"] for label, row in zip(found, rows, strict=True)]
+        assert np.mean(right) == pytest.approx(results["after"]["accuracy"])
         assert model.config.id2label[found[0]].startswith("train-")
+    assert f'from_pretrained("{folder.name}"' in (folder / "README.md").read_text()
 
 
 def moved(pretrained, folder):
@@ -184,7 +186,7 @@ def test_classification_learns_pitches(pretrained, tones, tmp_path):
     assert results["before"]["accuracy"] < 0.5 and results["after"]["accuracy"] == 1.0
     assert results["num_held_out"] == 21 and results["accuracy_of_commonest_label"] < 0.2
     module = script("classification")
-    parts = module.load_data(module.parse_args(["--train_data", str(tones / "train" / "*.parquet")]))
+    parts = module.load_tables(module.Arguments(train_data=str(tones / "train" / "*.parquet")))
     assert [set(np.bincount(part["labels"])) for part in parts] == [{6, 7}, {3, 4}], "of each label a share"
     tune("classification", pretrained, tones, tmp_path / "frozen", "--freeze_encoder", *options)
     frozen = results_of(tmp_path / "frozen")
@@ -270,7 +272,7 @@ def test_diarization_is_scored_in_time():
 def test_wrong_options_are_named(name, options, named, tones, tmp_path, capsys):
     options = [option.format(tones=tones) for option in options]
     with pytest.raises(SystemExit) as error:
-        script(name).main(["--model", "tiny", "--output_dir", str(tmp_path), *options])
+        main(name, "--model", "tiny", "--output_dir", tmp_path, *options)
     assert named in capsys.readouterr().err + str(error.value)
 
 
@@ -300,7 +302,7 @@ def test_mixtures_are_classified_slot_by_slot(pretrained):
 
 
 def test_mixtures_teach_who_speaks(pretrained, tones, tmp_path):
-    options = "--max_steps 25 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --logging_steps 1 --cpu_threads 1"
+    options = "--max_steps 25 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --logging_steps 1"
     tune("mixtures", pretrained, tones, tmp_path / "run", *options.split())
     results = results_of(tmp_path / "run")
     assert np.mean(results["accuracy"][-5:]) > 0.6 > 0.4 > np.mean(results["accuracy"][:3])  # of six
@@ -318,44 +320,22 @@ def two_data_sets(tones, tmp_path):
     return [str(folder / "*.parquet") for folder in (tones / "train", tmp_path / "other")]
 
 
-def test_mixtures_of_several_data_sets_at_several_speeds(pretrained, tones, two_data_sets, tmp_path):
-    """A speaker of another data set is another one, and he is three by his speeds."""
+def test_mixtures_of_several_data_sets_at_several_speeds(pretrained, tones, two_data_sets, tmp_path, monkeypatch):
+    """A speaker of another data set is another one, and three by speed."""
     module, numbers = script("mixtures"), []
     number_slots = module.number_slots
-    module.number_slots = lambda *args: numbers.append(number_slots(*args)) or numbers[-1]
-    options = "--max_steps 6 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1"
+    monkeypatch.setattr(module, "number_slots", lambda *args: numbers.append(number_slots(*args)) or numbers[-1])
+    options = "--max_steps 6 --num_identities 5 --seconds 0.5 --eval_seconds 0.5"
     options += " --speed_probability 1 --reverb_probability 0.5"
     folders = ["--model", str(pretrained), "--output_dir", str(tmp_path / "run")]
     data = ["--train_data", *two_data_sets, "--eval_data", str(tones / "test" / "*.parquet")]
-    module.main([*folders, *data, *options.split()])
+    main("mixtures", *folders, *data, *options.split())
     numbers = set(torch.cat(numbers).flatten().tolist()) - {-100}
     assert numbers <= set(range(2 * 6 * 3))
     assert {number // 18 for number in numbers} == {0, 1} and {number % 3 for number in numbers} == {0, 1, 2}
 
 
-def test_mixtures_in_two_processes(pretrained, tones, tmp_path):
-    rows = [row for file in sorted((tones / "train").glob("*")) for row in pq.read_table(file).to_pylist()]
-    again = [row | {"id": f"again {row['id']}"} for row in rows[1:] + rows[:1]]  # now each half has all pitches
-    write(tmp_path / "data", rows + again)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    launcher += ["--config_file", EXAMPLES / "accelerate_configs" / "cpu_2_processes.yaml"]
-    data = [f"--train_data={tmp_path / 'data' / '*.parquet'}", f"--eval_data={tones / 'test' / '*.parquet'}"]
-    options = "--max_steps 2 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1 --logging_steps 1"
-    process = subprocess.run(
-        [*launcher, EXAMPLES / "finetune_mixtures.py", "--model", pretrained, "--output_dir", tmp_path / "run"]
-        + [*data, *options.split()],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert results_of(tmp_path / "run")["num_processes"] == 2
-    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run"))
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_speaker_is_three_by_his_speeds():
+def test_a_speaker_is_three_by_speed():
     piece = Piece("utterance", 0, 100, 0)
 
     def recipe(*speeds):
@@ -373,4 +353,128 @@ def test_mixtures_need_other_speakers_to_be_judged_by(num_data_sets, pretrained,
     folders = ["--model", str(pretrained), "--output_dir", str(tmp_path / "run")]
     data = ["--train_data", *two_data_sets[:num_data_sets], "--eval_data", two_data_sets[0]]
     with pytest.raises(SystemExit, match="keep them apart"):
-        script("mixtures").main(folders + data)
+        main("mixtures", *folders, *data)
+
+
+# --- what all scripts have to bear -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["diarization", *(pytest.param(name, marks=pytest.mark.release) for name in SHORT if name != "diarization")],
+)
+def test_two_processes_train_one_model(name, pretrained, tones, tmp_path):
+    rows = rows_of(tones)
+    again = [row | {"id": f"again {row['id']}"} for row in rows[1:] + rows[:1]]  # now each half has all pitches
+    write(tmp_path / "data", rows + again)
+    options = f"{SHORT[name]} --logging_steps 1 --cpu_threads 1".replace("--eval_seconds 1", "--eval_seconds 0.5")
+    data = ["--train_data", tmp_path / "data" / "*.parquet"]
+    if name != "classification":
+        data += ["--eval_data", tones / "test" / "*.parquet"]
+    started = [*LAUNCH, "--config_file", TWO_PROCESSES, EXAMPLES / f"finetune_{name}.py"]
+    started += ["--model", pretrained, "--output_dir", tmp_path / "run", *data, *options.split()]
+    printed = launch([str(argument) for argument in started])
+    assert printed.count("Saved in") == 1
+    if name in ("diarization", "mixtures"):
+        assert results_of(tmp_path / "run")["num_processes"] == 2
+    assert len(results_of(tmp_path / "run")["loss"]) == 3
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run"))
+    assert any(not torch.equal(before[key], after[key]) for key in before.keys() & after.keys())
+
+
+def rows_of(tones):
+    return [row for file in sorted((tones / "train").glob("*")) for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_rows_that_cannot_be_used_are_skipped_and_named(name, tones, tmp_path, caplog):
+    """A file without a sample, one that is no audio, and labels that say that there is none."""
+    rows = rows_of(tones)
+    rows[3]["audio"]["bytes"] = encode(np.zeros(0), format="WAV")
+    rows[7]["audio"] = {"bytes": b"not audio", "path": None}
+    for number, label in ((10, None), (11, "nan"), (12, "None"), (13, " ")):
+        rows[number]["speaker_id"] = label
+    write(tmp_path / "train", rows)
+    shutil.copytree(tones / "test", tmp_path / "test")
+    options = SHORT[name].replace("--eval_seconds 1", "--eval_seconds 0.5")
+    if name == "classification":
+        options += " --max_steps 20"  # which reads all recordings
+    tune(name, "tiny", tmp_path, tmp_path / "run", *options.split())
+    results = results_of(tmp_path / "run")
+    if name == "classification":
+        assert "4 of 60 rows have no label in column speaker_id" in caplog.text
+        assert results["labels"] == sorted({row["speaker_id"] for row in rows_of(tones)})
+        assert results["skipped"]["not decodable"] + results["skipped"].get("too short", 0) >= 2
+        assert "skipping rows that cannot be used, the first of this kind is 'row " in caplog.text
+    else:
+        assert "'train-7': not decodable" in caplog.text or "'train-3': not decodable" in caplog.text
+        assert "'train-10': no speaker" in caplog.text
+        skipped = results["skipped"] if name != "mixtures" else {"no speaker": results["rows"]["skipped/no speaker"]}
+        assert skipped["no speaker"] >= 4
+    if name == "verification":
+        assert set(CSCConfig.from_pretrained(tmp_path / "run").id2label.values()) == {
+            row["speaker_id"] for row in rows_of(tones)
+        }
+
+
+def test_a_label_with_a_single_recording_is_trained_on(tones, tmp_path, caplog):
+    rows = rows_of(tones)
+    rows[5]["speaker_id"] = "rare"
+    write(tmp_path, rows)
+    module = script("classification")
+    train, held_out = module.load_tables(module.Arguments(train_data=str(tmp_path / "*.parquet")))
+    rare = train.features["labels"].str2int("rare")
+    assert rare in train["labels"] and rare not in held_out["labels"] and "1 labels have a single" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["verification", "diarization", "mixtures"])
+def test_ids_that_are_unique_within_a_speaker_only_are_refused(name, tones, tmp_path):
+    rows = rows_of(tones)
+    for number, row in enumerate(rows):
+        row["id"] = f"{number // 6:05}.wav"
+    write(tmp_path / "train", rows)
+    shutil.copytree(tones / "test", tmp_path / "test")
+    with pytest.raises(ValueError, match=r"rows 1 \(.*\) and 2 \(.*\) have the same id '00000.wav'"):
+        tune(name, "tiny", tmp_path, tmp_path / "run", *SHORT[name].split())
+
+
+@pytest.mark.parametrize("model_class", MODELS.values())
+def test_a_fine_tuned_model_gets_a_new_head_for_other_labels(model_class, tmp_path, caplog):
+    former = ["a", "b", "c"]
+    saved = load_model(model_class, "tiny", former)
+    saved.save_pretrained(tmp_path)
+    same = load_model(model_class, str(tmp_path), former)
+    assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in same.state_dict().items())
+    assert not caplog.records
+    for labels in (["x", "y"], ["x", "y", "z"]):
+        caplog.clear()
+        model = load_model(model_class, str(tmp_path), labels)
+        assert list(model.config.id2label.values()) == labels
+        changed = {
+            name
+            for name, tensor in model.state_dict().items()
+            if name.startswith("csc.") and not torch.equal(tensor, saved.state_dict()[name])
+        }
+        assert not changed
+        assert model(torch.randn(2, 4000)).logits.shape[-1] == len(labels)
+        head = [name for name in model.state_dict() if name.startswith("classifier") and name.endswith("weight")]
+        assert head and not any(torch.equal(model.state_dict()[n], saved.state_dict()[n]) for n in head)
+        (record,) = caplog.records
+        assert f"has a head for 3 other labels (a, ...): a new one for {len(labels)} labels (x, ...)" in record.message
+
+
+def test_speech_is_held_within_bounds(tones, tmp_path):
+    rows = [row | {"id": f"{row['id']}-{part}"} for part in range(4) for row in rows_of(tones)]
+    write(tmp_path, rows)
+    args = SpeechArguments(train_data=[str(tmp_path / "*.parquet")], eval_data=str(tones / "test"))
+    args.reservoir_seconds = 10.0
+    speech = open_speech(args)
+    assert len(speech.speaker_of) == 240 and len(speech.speakers) == 6
+    held = SpeechReservoir(speech.training, args)
+    seen = set()
+    for _ in range(24):
+        ids = {clip.id for clip in held.clips()}
+        assert len(ids) == 20  # of half a second each
+        seen |= ids
+        held.advance(10)
+    assert seen == set(speech.speaker_of)

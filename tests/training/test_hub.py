@@ -8,10 +8,9 @@ import subprocess
 import sys
 import tempfile
 
-import huggingface_hub
 import pytest
 import torch
-from hub_server import TOKEN, running_hub
+from hub_server import TOKEN
 from huggingface_hub.errors import HfHubHTTPError
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
@@ -57,18 +56,6 @@ def save_model(folder, seed: int, audio: torch.Tensor) -> dict[str, torch.Tensor
     save_repository(folder, model, extractor, {"eer": 0.25}, "EER 25 %.", repo_id=NAME)
     with torch.no_grad():
         return {"audio": audio, "expected": model.csc(audio[None]).source_embeddings}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A running Hub that this process and those it starts take for the real one."""
-    (tmp_path / "temp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    with running_hub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)  # the client reads it when imported
-        for name, value in hub.environment(tmp_path / "cache").items():
-            monkeypatch.setenv(name, value)
-        yield hub
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.audio import decode_audio
 from csc_hf.evaluation.metrics import si_sdr
+from csc_hf.modeling_csc import pooled_statistics
 from csc_hf.training.visualize import (
     attention_figure,
     attention_weights,
@@ -215,16 +216,17 @@ def test_attention_weights_are_those_of_the_aggregator(model):
 
 
 def in_one_row(memory, mask):
-    """As `aggregate` wants it: (B, C, S, D) and (B, S) → (M, D) and (M,)."""
+    """For `aggregate`: memory and mask with all their segments in one row."""
     return memory.flatten(0, 2), mask[:, None].expand(memory.shape[:3]).flatten()
 
 
 def answer(model, memory, weights):
-    """The global speaker vector (E,) made of the means of the memory that the weights give."""
+    """The global speaker vector made of the memory that the weights look at."""
     heads = memory.unflatten(-1, (weights.shape[0], -1))
     mean, mean_square = (torch.einsum("hbcs,bcshd->hd", weights, value).flatten() for value in (heads, heads.square()))
     with torch.no_grad():
-        return model.csc.speaker_branch.embed(model.csc.speaker_branch.statistics(mean, mean_square))
+        embedding = model.csc.speaker_branch.embedding(pooled_statistics(mean, mean_square - mean.square()))
+        return torch.nn.functional.normalize(embedding, dim=-1)
 
 
 @torch.no_grad()

@@ -1,0 +1,108 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Open the data sets that the options name: speech to train and to evaluate on, noise, impulse responses."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from datasets import get_dataset_split_names
+
+from ..audio import SAMPLING_RATE
+from ..data.mixing import MixingConfig
+from ..data.reservoir import ReservoirConfig, skip_unusable
+from ..data.stream import MixtureStream, Shard, read_impulse_responses
+from ..data.utterances import Utterance, UtteranceStream, stream_utterances
+from .arguments import FILE_ENDINGS, PretrainingArguments
+
+UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id_column": None}
+"""Columns of noise and impulse responses."""
+
+
+class ColumnArguments(Protocol):
+    """Options that name columns; "none" or None where there is no such column."""
+
+    @property
+    def audio_column_name(self) -> str: ...
+    @property
+    def speaker_column_name(self) -> str: ...
+    @property
+    def source_column_name(self) -> str | None: ...
+    @property
+    def id_column_name(self) -> str: ...
+
+
+def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, **options: Any) -> UtteranceStream:
+    """Open one data set.
+
+    Args:
+        args: options that name the columns.
+        data: its path or name; or a mapping with `path` and, where they differ from the options, `split`, columns
+            and arguments of `datasets.load_dataset`.
+        split: split to read.
+        options: arguments of `stream_utterances` that win over all that.
+
+    Raises:
+        SystemExit: the data has no such column or split; the message names the data and the remedy.
+    """
+    described = {"path": data} if isinstance(data, str) else dict(data)
+    path = described.pop("path")
+    described.pop("probability", None)
+    settings: dict[str, Any] = {"split": split}
+    for column in ("audio_column", "speaker_column", "source_column", "id_column"):
+        settings[column] = getattr(args, f"{column}_name")
+    settings |= described | options
+    settings = {name: None if value == "none" else value for name, value in settings.items()}
+    try:
+        return stream_utterances(path, **settings)
+    except ValueError as error:
+        raise SystemExit(f"{path}: {error} (here --..._column_name, --..._split)") from error
+
+
+def open_held_out(args: PretrainingArguments) -> UtteranceStream:
+    """The utterances to evaluate on."""
+    split = args.eval_split
+    if isinstance(args.eval_data, str):
+        split = only_split(args.eval_data) or split
+    data = args.eval_data or args.train_data
+    assert data is not None
+    return open_data(args, data, split)
+
+
+def only_split(path: str) -> str | None:
+    """The name of the split of a data set that has a single one; None for others, and for files."""
+    splits = [] if path.endswith(FILE_ENDINGS) else get_dataset_split_names(path)
+    return splits[0] if len(splits) == 1 else None
+
+
+def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]:
+    """The utterances of speakers to verify, of any length. Rows that cannot be used are skipped, counted and named."""
+    rows = itertools.chain.from_iterable(stream.rows() for stream in streams)
+    return skip_unusable(rows, ReservoirConfig(min_seconds=1 / SAMPLING_RATE), needs_speaker=True)
+
+
+def open_mixtures(args: PretrainingArguments, num_sources: int, shard: Shard) -> MixtureStream:
+    """The stream of training batches of one process."""
+    mixing = MixingConfig(num_identities=args.per_device_train_batch_size, num_sources=num_sources, **args.mixing)
+    # Labels that are not used are not asked for.
+    unused: dict[str, Any] = {} if mixing.supervision == "speaker" else {"speaker_column": None}
+    corpora: dict[str | None, Any] = {None: {"path": args.train_data}}
+    if isinstance(args.train_data, dict):
+        corpora = {**args.train_data}
+    speech = [open_data(args, corpus, args.train_split, corpus=name, **unused) for name, corpus in corpora.items()]
+    noise, responses = None, None
+    if args.noise_data:
+        noise = open_data(args, args.noise_data, "train", corpus="noise", **UNLABELLED)
+    if args.impulse_response_data:
+        rooms = open_data(args, args.impulse_response_data, "train", corpus="room", **UNLABELLED)
+        responses = read_impulse_responses(rooms)
+    return MixtureStream(
+        speech,
+        mixing,
+        reservoir=ReservoirConfig(args.reservoir_seconds, args.min_seconds, args.max_seconds, args.max_skipped),
+        probabilities=[corpus.get("probability", 1.0) for corpus in corpora.values()],
+        noise=noise,
+        impulse_responses=responses,
+        seed=args.seed,
+        shard=shard,
+        num_workers=args.num_workers,
+    )

@@ -1,0 +1,338 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the fine-tuning scripts share: options, data, the model with its new head, the loop, what is saved."""
+
+import argparse
+import dataclasses
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, get_scheduler
+
+from ..configuration_csc import PRESETS, CSCConfig
+from ..data.mixing import Clip, MixtureRecipe, mix
+from ..data.reservoir import Reservoir, ReservoirConfig
+from ..data.utterances import UtteranceStream, check_unique_ids
+from ..evaluation.trials import TrialSet, build_trials
+from ..feature_extraction_csc import CSCFeatureExtractor
+from .arguments import FILE_ENDINGS, HelpFormatter, option
+from .checkpoints import begin_folder, move_files
+from .corpora import only_split, open_data, usable_utterances
+from .distributed import create_training_arguments
+from .hub import save_repository
+
+logger = logging.getLogger(__name__)
+
+Arguments = TypeVar("Arguments", bound="FinetuningArguments")
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+# --- options -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FinetuningArguments:
+    """Options of every fine-tuning script."""
+
+    model: str = option("small", f"a saved model (folder or name on the Hub), or a new one: {', '.join(PRESETS)}")
+    eval_data: str | None = option(None, "as --train_data, of recordings that are not in the training data")
+    audio_column_name: str = option("audio", "column with the audio")
+    max_steps: int = option(1000, "training steps")
+    learning_rate: float = option(1e-3, "highest learning rate of a cosine schedule")
+    warmup_steps: int = option(50, "steps in which the learning rate rises")
+    logging_steps: int = option(50, "steps over which a logged loss is averaged")
+    cpu_threads: int | None = option(None, "threads of each process; default: its share of the cores")
+    seed: int = option(0, "of the weights, the training data and the evaluation")
+    output_dir: str = option("runs/finetuned", "folder for the model, its feature extractor and results.json")
+
+
+@dataclass
+class SpeechArguments(FinetuningArguments):
+    """Options of the scripts that learn from speech with known speakers.
+
+    Raises:
+        ValueError: there is nothing to evaluate on.
+    """
+
+    train_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "speech with speakers: a folder, Parquet or tar files, a data set on the Hub; or several"},
+    )
+    eval_data: str | None = option(
+        None, "as --train_data, of other speakers; if not given, the split `test` of the training data"
+    )
+    speaker_column_name: str = option("speaker_id", "column with the speaker")
+    source_column_name: str | None = option(None, "column with the corpus or channel, if there is one")
+    id_column_name: str = option("id", "column with a unique id, or 'none': audio is then known by its hash")
+    reservoir_seconds: float = option(3600.0, "seconds of audio held to draw from; 64 kB each")
+
+    def __post_init__(self) -> None:
+        if self.eval_data is None and any(path.endswith(FILE_ENDINGS) for path in self.train_data):
+            raise ValueError("give --eval_data, of speakers that are not in the training data")
+
+
+def parse_arguments(
+    arguments_class: type[Arguments],
+    argv: Sequence[str] | None,
+    description: str | None,
+    demo: str | os.PathLike,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> tuple[Arguments, dict[str, Any]]:
+    """Read the options of a script. Exits with a message where one is unknown or wrong.
+
+    Args:
+        arguments_class: dataclass whose fields are the options.
+        argv: the command line; None for that of the process.
+        description: first part of the help.
+        demo: default of `--train_data`.
+        add_options: adds options that are no fields.
+
+    Returns:
+        The options, and those of `add_options`.
+    """
+    types: Any = arguments_class
+    parser = HfArgumentParser(
+        types, usage="%(prog)s [options]", description=description, formatter_class=HelpFormatter
+    )
+    several = arguments_class.__dataclass_fields__["train_data"].type == list[str]
+    path = os.path.relpath(demo)
+    parser.set_defaults(train_data=[path] if several else path)
+    if add_options is not None:
+        add_options(parser)
+    namespace: dict[str, Any] = vars(parser.parse_args(argv))
+    names = {field.name for field in dataclasses.fields(arguments_class)}
+    try:
+        arguments = arguments_class(**{name: value for name, value in namespace.items() if name in names})
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments, {name: value for name, value in namespace.items() if name not in names}
+
+
+# --- speech with speakers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledSpeech:
+    """Speech to train on, and speech of other people to evaluate on.
+
+    Attributes:
+        training: the data sets to train on.
+        held_out: those to evaluate on.
+        speaker_of: the speaker of each labelled row of the training data, by its id.
+        speakers: the training speakers, in alphabetical order.
+    """
+
+    training: list[UtteranceStream]
+    held_out: list[UtteranceStream]
+    speaker_of: dict[str, str]
+    speakers: list[str]
+
+    def build_trials(self, seed: int, seconds: float, recordings_per_speaker: int) -> TrialSet:
+        """Trials of the held-out speakers, see `csc_hf.evaluation.trials.build_trials`."""
+        return build_trials(usable_utterances(self.held_out), seed, seconds, recordings_per_speaker)
+
+
+def open_speech(args: SpeechArguments) -> LabelledSpeech:
+    """Open the speech that the options name, and read who speaks in it, without decoding audio.
+
+    Raises:
+        SystemExit: a person is in the training data and held out.
+        ValueError: two rows have the same id.
+    """
+    training = _open_all(args, args.train_data, "train")
+    if args.eval_data is None:
+        held_out = _open_all(args, args.train_data, "test")
+    else:
+        held_out = _open_all(args, [args.eval_data], only_split(args.eval_data) or "test")
+    rows = itertools.chain.from_iterable(stream.rows() for stream in training)
+    speaker_of = {row.id: row.speaker for row in check_unique_ids(rows) if row.speaker is not None}
+    speakers = sorted(set(speaker_of.values()))
+    # Also without the names of several data sets.
+    names = {name.removeprefix(f"{stream.corpus}:") for stream in training for name in speakers}
+    held_out_rows = itertools.chain.from_iterable(stream.rows() for stream in held_out)
+    if both := {row.speaker for row in held_out_rows if row.speaker} & {*speakers, *names}:
+        raise SystemExit(f"speakers {sorted(both)[:3]} are in the training data and in --eval_data: keep them apart")
+    return LabelledSpeech(training, held_out, speaker_of, speakers)
+
+
+def _open_all(args: SpeechArguments, paths: Sequence[str], split: str) -> list[UtteranceStream]:
+    # The name of each of several data sets is put before its speakers and ids, so that they cannot be confused.
+    return [open_data(args, path, split, corpus=path if len(paths) > 1 else None) for path in paths]
+
+
+def reservoir_config(args: SpeechArguments) -> ReservoirConfig:
+    """How much speech is held, and what of a long recording."""
+    longest = min(ReservoirConfig.max_seconds, args.reservoir_seconds)
+    return ReservoirConfig(seconds=args.reservoir_seconds, max_seconds=longest)
+
+
+class SpeechReservoir:
+    """A bounded amount of the speech of known speakers, to draw recipes from and to mix them.
+
+    Rows that cannot be used are skipped, counted and named, see `csc_hf.data.reservoir.Reservoir`.
+
+    Args:
+        streams: the data sets.
+        args: how much is held, and the seed.
+        rank: this process.
+        world_size: the processes, each of which reads its share.
+    """
+
+    def __init__(self, streams: Sequence[UtteranceStream], args: SpeechArguments, rank: int = 0, world_size: int = 1):
+        self.reservoir = Reservoir(
+            streams, reservoir_config(args), seed=args.seed, needs_speaker=True, share=rank, num_shares=world_size
+        )
+        self.reservoir.fill(progress=rank == 0)
+
+    def clips(self) -> list[Clip]:
+        """What is held."""
+        return self.reservoir.clips()
+
+    def mix(self, recipe: MixtureRecipe) -> np.ndarray:
+        """The mixture (samples,) of a recipe that was drawn from the clips."""
+        held = {name: held.utterance for name, held in self.reservoir.held.items()}
+        waveforms = {name: utterance.waveform for name, utterance in held.items()}
+        return mix(recipe, waveforms, {name: utterance.start for name, utterance in held.items()})[0]
+
+    def speaker(self, recipe: MixtureRecipe) -> str:
+        """The speaker of a recipe's first source."""
+        speaker = self.reservoir.held[recipe.sources[0].pieces[0].utterance].utterance.speaker
+        assert speaker is not None  # rows without one are skipped
+        return speaker
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows that were skipped, by reason."""
+        return dict(self.reservoir.skipped.counts)
+
+    def advance(self, num_rows: int) -> None:
+        """Read so many rows more; the oldest audio gives way."""
+        self.reservoir.advance(num_rows)
+
+
+# --- model ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None = None, **options: Any) -> Model:
+    """A new model, or a saved one with a head for these labels.
+
+    The head is that of the saved model if it has these very labels. Otherwise it is new; where another one is
+    replaced, that is logged.
+
+    Args:
+        model_class: what to load.
+        name: a preset, or the folder or Hub name of a saved model.
+        labels: what the head tells apart; None for a model without labels.
+        options: fields of the configuration, `attn_implementation`.
+    """
+    id2label = dict(enumerate(labels or ()))
+    if labels is not None:
+        options |= {"id2label": id2label, "label2id": {label: number for number, label in id2label.items()}}
+    if name in PRESETS:
+        return model_class(PRESETS[name](**options))
+    saved = CSCConfig.from_pretrained(name)
+    has_head = labels is not None and model_class.__name__ in (saved.architectures or [])
+    former = saved.id2label or {}
+    if not has_head or former == id2label:
+        return model_class.from_pretrained(name, **options)
+    logger.warning(
+        "%s has a head for %d other labels (%s, ...): a new one for %d labels (%s, ...) takes its place",
+        name,
+        len(former),
+        next(iter(former.values()), None),
+        len(id2label),
+        id2label[0],
+    )
+    model: Any = model_class(CSCConfig.from_pretrained(name, **options))
+    model.csc.load_state_dict(cast(Any, model_class.from_pretrained(name)).csc.state_dict())
+    return model
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def train(
+    accelerator: Accelerator,
+    args: FinetuningArguments,
+    model: torch.nn.Module,
+    batches: Iterable,
+    compute_losses: Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    max_grad_norm: float,
+) -> dict[str, list[float]]:
+    """Train a model for `max_steps` steps.
+
+    Args:
+        accelerator: from `create_accelerator`.
+        args: the options; `learning_rate`, `warmup_steps` and `max_steps` make a cosine schedule.
+        model: the model itself; its parameters that require a gradient are trained.
+        batches: batches of this process; a `DataLoader` is shared out among the processes.
+        compute_losses: takes the wrapped model and a batch, and returns the loss and the figures to log.
+        max_grad_norm: gradients are scaled down to this norm.
+
+    Returns:
+        The figures, averaged over processes and over each `logging_steps` steps.
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=args.learning_rate)
+    # Accelerate steps the schedule once for every process.
+    warmup_steps, max_steps = (steps * accelerator.num_processes for steps in (args.warmup_steps, args.max_steps))
+    scheduler = get_scheduler("cosine", optimizer, warmup_steps, max_steps)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    if isinstance(batches, torch.utils.data.DataLoader):
+        batches = accelerator.prepare(batches)
+
+    model.train()
+    curves: dict[str, list[float]] = {}
+    recent: list[dict[str, float]] = []
+    progress = tqdm(range(1, args.max_steps + 1), desc="training", disable=not accelerator.is_main_process)
+    for step, batch in zip(progress, batches, strict=False):
+        loss, figures = compute_losses(model, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(learning, max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        recent.append({name: accelerator.reduce(figure.detach(), "mean").item() for name, figure in figures.items()})
+        if step % args.logging_steps == 0:
+            for name in figures:
+                curves.setdefault(name, []).append(float(np.mean([values[name] for values in recent])))
+            recent.clear()
+            progress.set_postfix({name: f"{curve[-1]:.3f}" for name, curve in curves.items()})
+    return curves
+
+
+def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any) -> TrainingArguments:
+    """What Transformers' `Trainer` needs to know of the options; `options` are more of its own."""
+    return create_training_arguments(
+        args.cpu_threads,
+        output_dir=args.output_dir,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=args.warmup_steps,
+        logging_steps=args.logging_steps,
+        save_strategy="no",
+        seed=args.seed,
+        report_to="none",
+        **options,
+    )
+
+
+def save(args: FinetuningArguments, model: PreTrainedModel, results: dict[str, Any], report: str) -> None:
+    """Write the model, its feature extractor, its card and results.json to `output_dir`, and print the report."""
+    folder = Path(args.output_dir)
+    unfinished = begin_folder(folder / "final")
+    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
+    results = {"settings": dataclasses.asdict(args), **results}
+    save_repository(unfinished, model, extractor, results, report, repo_id=folder.name)
+    move_files(unfinished, folder)
+    print(f"{report}\nSaved in {folder}")

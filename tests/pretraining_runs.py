@@ -1,0 +1,81 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Tiny pre-training runs on the speech that ships: in this process, or launched by Accelerate as users launch them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from csc_hf.training.arguments import parse_pretraining_arguments
+from csc_hf.training.pretrainer import Pretrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "examples" / "pretrain.py"
+TWO_PROCESSES = ROOT / "examples" / "accelerate_configs" / "cpu_2_processes.yaml"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+TINY = {
+    "train_data": str(ROOT / "examples" / "demo_speech"),
+    "max_train_steps": 4,
+    "per_device_train_batch_size": 5,
+    "warmup_steps": 1,
+    "logging_steps": 1,
+    "reservoir_seconds": 60,
+    "eval_seconds": 1.0,
+    "eval_recordings": 2,
+    "checkpointing_steps": 2,
+    "eval_steps": 2,
+    "model": {"preset": "tiny", "front_end": "stft"},
+    "mixing": {"seconds": 0.5},
+}
+
+
+def reset_accelerate() -> None:
+    """As in a new process: Accelerate's settings are global."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def arguments(folder: Path, *more: str, options: dict | None = None) -> list[str]:
+    """The command line of a run with its output in `folder`."""
+    config = folder.parent / f"{folder.name}.yaml"
+    config.write_text(yaml.safe_dump(TINY | (options or {})))
+    return ["--config", str(config), "--output_dir", str(folder), "--cpu_threads", "1", *more]
+
+
+def pretrainer(folder: Path, *more: str, options: dict | None = None) -> Pretrainer:
+    """A run in this process that has not started yet."""
+    reset_accelerate()
+    return Pretrainer(parse_pretraining_arguments(arguments(folder, *more, options=options)))
+
+
+def run(folder: Path, *more: str, options: dict | None = None) -> int:
+    """Run in this process; returns the exit status."""
+    return pretrainer(folder, *more, options=options).run()
+
+
+def command(folder: Path, *more: str, options: dict | None = None, processes: int = 1) -> list[str]:
+    """The command that launches the script."""
+    launcher = ["--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    if processes > 1:
+        launcher = ["--config_file", str(TWO_PROCESSES)]
+    return [*LAUNCH, *launcher, str(SCRIPT), *arguments(folder, *more, options=options)]
+
+
+def launch(started: list[str]) -> str:
+    """Run a command to its end; returns what it printed."""
+    process = subprocess.run(started, capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout + process.stderr
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def batches(folder: Path) -> dict[str, list[dict]]:
+    """What each process noted of its batches: step, losses, recipes."""
+    return {path.name: [json.loads(line) for line in path.open()] for path in sorted(folder.glob("batches-*.jsonl"))}

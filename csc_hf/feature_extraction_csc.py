@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""From recordings to what a CSC model takes: checked, float32, padded on the right, with a mask of what is real."""
+"""Turns recordings into the input of a CSC model: checked, float32, padded on the right, with an attention mask."""
 
 import numpy as np
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
@@ -11,22 +11,23 @@ logger = logging.get_logger(__name__)
 
 class CSCFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Turns one recording, or a batch of them, into `input_values` (B, T) float32 and `attention_mask` (B, T).
+    Turns one recording, or a batch of them, into `input_values` of shape `(batch, samples)`, float32, and an
+    `attention_mask` of the same shape.
 
-    The level is left as it is: the model normalises it inside, so scaling a recording does not change its output.
-    Audio is never resampled or down-mixed here, since both would hide a mistake; the errors say how to do it.
+    The level is kept: the model normalises it, so scaling a recording does not change its output. Audio is never
+    resampled or mixed down here, since both would hide a mistake; the errors say how to do it.
 
     Args:
-        feature_size (`int`, defaults to 1): values per time step; a waveform has 1.
-        sampling_rate (`int`, defaults to 16000): samples per second that the model was trained on.
-        padding_value (`float`, defaults to 0.0): what stands in the padded samples.
-        return_attention_mask (`bool`, defaults to `True`): return the mask (1 real, 0 padded). Without it a model
-            takes the padding for silence in the recording, so switch this off only where nothing is padded.
-        min_samples (`int`, defaults to 1008): samples of one segment of the model (`config.segment_samples`). Shorter
+        feature_size (`int`, defaults to 1): Values per time step; a waveform has 1.
+        sampling_rate (`int`, defaults to 16000): Sampling rate of the model, in Hz.
+        padding_value (`float`, defaults to 0.0): Value of padded samples.
+        return_attention_mask (`bool`, defaults to `True`): Whether to return the mask (1 real, 0 padded). Without it
+            the model takes padding for silence, so only switch it off if nothing is padded.
+        min_samples (`int`, defaults to 1008): Samples in one segment of the model (`config.segment_samples`). Shorter
             audio is padded to it, with an `attention_mask` of 0 there.
 
     Raises:
-        ValueError: `feature_size` is not 1, `min_samples` is below 1, or `padding_side` is not "right".
+        ValueError: If `feature_size` is not 1, `min_samples` is below 1, or `padding_side` is not "right".
 
     Example:
 
@@ -82,26 +83,27 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
     ) -> BatchFeature:
         """
         Args:
-            raw_speech: one recording or a list of recordings. A recording is a float array, tensor or list of floats
-                (T,), or carries its own rate: `{"array": (T,), "sampling_rate": int}` or an `AudioDecoder`, as rows of
-                `datasets` hold them. One channel may also come as (1, T).
+            raw_speech: One recording or a list of recordings. A recording is a float array, tensor or list of floats
+                of shape `(samples,)`, or carries its sampling rate: `{"array": ..., "sampling_rate": ...}` or an
+                `AudioDecoder`, as in rows of `datasets`. An axis for the one channel is accepted.
             padding: `True` or "longest": to the longest of the batch; "max_length": to `max_length`; `False`: none.
-                In each case audio shorter than `min_samples` is padded to `min_samples`.
-            max_length (`int`, *optional*): samples to pad or truncate to, at least `min_samples`.
-            truncation (`bool`): cut recordings at `max_length`.
-            pad_to_multiple_of (`int`, *optional*): round padded lengths (and `max_length`) up to a multiple of this.
-            return_attention_mask (`bool`, *optional*): overrides what the extractor was made with.
+                Audio shorter than `min_samples` is always padded to `min_samples`.
+            max_length (`int`, *optional*): Samples to pad or truncate to, at least `min_samples`.
+            truncation (`bool`): Whether to cut recordings at `max_length`.
+            pad_to_multiple_of (`int`, *optional*): Round padded lengths (and `max_length`) up to a multiple of this.
+            return_attention_mask (`bool`, *optional*): Overrides the extractor's own setting.
             return_tensors (`str`, *optional*): "pt" or "np".
-            sampling_rate (`int`, *optional*): samples per second of `raw_speech`. Always pass it where the recordings
-                do not carry theirs: a wrong rate cannot be seen in the samples.
+            sampling_rate (`int`, *optional*): Sampling rate of `raw_speech`, in Hz. Always pass it if the recordings
+                do not carry theirs: samples do not show that a rate is wrong.
 
         Returns:
-            `BatchFeature` with `input_values` (B, T) float32 and `attention_mask` (B, T) int32; object arrays of B
-            arrays (T,) where the lengths differ.
+            `BatchFeature` with `input_values` `(batch, samples)` float32 and `attention_mask` `(batch, samples)`
+            int32. Without padding, recordings of different lengths give object arrays of one array per recording.
 
         Raises:
-            ValueError: a wrong sampling rate, more than one channel, integer samples, NaN or infinity, empty audio, or
-                a `max_length` below `min_samples`. The message names the value, its place in the batch and the remedy.
+            ValueError: For a wrong sampling rate, more than one channel, integer samples, NaN or infinity, empty
+                audio, or a `max_length` below `min_samples`. The message names the recording, the value and the
+                remedy.
         """
         if max_length is not None and max_length < self.min_samples:
             raise ValueError(
@@ -115,7 +117,7 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
         else:
             recordings = {"raw_speech": raw_speech}
 
-        features = {"input_values": [], "attention_mask": []}
+        features: dict[str, list[np.ndarray]] = {"input_values": [], "attention_mask": []}
         for name, recording in recordings.items():
             waveform = self._read_waveform(name, recording, sampling_rate)
             missing = max(0, self.min_samples - len(waveform))
@@ -123,12 +125,12 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
             features["attention_mask"].append(np.pad(np.ones(len(waveform), dtype=np.int32), (0, missing)))
 
         batch = self.pad(
-            features,
+            BatchFeature(features),
             padding=padding,
             max_length=max_length,
             truncation=truncation,
             pad_to_multiple_of=pad_to_multiple_of,
-            return_attention_mask=True,  # so that the mask, made above, is padded along with the waveforms
+            return_attention_mask=True,  # pads the mask made above
             return_tensors=return_tensors,
         )
         if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
@@ -136,17 +138,17 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
         return batch
 
     def _read_waveform(self, name: str, recording, sampling_rate: int | None) -> np.ndarray:
-        """One checked recording as float32 (T,); `name` is what error messages call it."""
+        """A checked recording, `(samples,)` float32. Error messages call it `name`."""
         recording, own_rate = _split_rate(name, recording)
         if own_rate is None and sampling_rate is None:
             logger.warning_once(
-                f"{type(self).__name__} was not told the sampling_rate of raw_speech and takes it for"
+                f"{type(self).__name__} was not told the sampling_rate of raw_speech and assumes"
                 f" {self.sampling_rate} Hz. Pass sampling_rate=...: a wrong rate gives wrong results without an error."
             )
         for rate in (own_rate, sampling_rate):
             if rate is not None and rate != self.sampling_rate:
                 raise ValueError(
-                    f"{name} has a sampling rate of {rate} Hz, the model was trained on {self.sampling_rate} Hz;"
+                    f"{name} has a sampling rate of {rate} Hz, but the model was trained on {self.sampling_rate} Hz;"
                     " resample it first, for example with"
                     f" torchaudio.functional.resample(x, {rate}, {self.sampling_rate})."
                 )
@@ -161,14 +163,14 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
             )
         if samples.dtype.kind != "f":
             raise ValueError(f"{name} holds values of type {samples.dtype}, expected floats; decode files first.")
-        if samples.ndim == 2 and samples.shape[0] == 1:
-            samples = samples[0]
+        if samples.ndim == 2 and 1 in samples.shape:  # (1, samples), or (samples, 1) as soundfile reads it
+            samples = samples.reshape(-1)
         if samples.ndim != 1:
             raise ValueError(
-                f"{name} has shape {samples.shape}, expected one channel (T,); average the channels of a multi-channel"
-                " recording, or pass a batch as a list of one-channel recordings."
+                f"{name} has shape {samples.shape}, expected one channel (samples,); average the channels of a"
+                " multi-channel recording, or pass a batch as a list of one-channel recordings."
             )
-        with np.errstate(over="ignore"):  # what does not fit into float32 becomes infinite and is reported below
+        with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is reported below
             samples = samples.astype(np.float32)
         finite = np.isfinite(samples)
         if not finite.all():
@@ -191,7 +193,7 @@ def _is_batch(raw_speech) -> bool:
 
 
 def _split_rate(name: str, recording) -> tuple:
-    """`(samples, sampling rate or None)` of a recording."""
+    """The samples of a recording, and its sampling rate or `None`."""
     if isinstance(recording, dict):
         if "array" not in recording or "sampling_rate" not in recording:
             raise ValueError(
@@ -199,7 +201,7 @@ def _split_rate(name: str, recording) -> tuple:
                 " encoded audio first, for example with soundfile.read."
             )
         return recording["array"], recording["sampling_rate"]
-    if hasattr(recording, "get_all_samples"):  # torchcodec's AudioDecoder, what datasets decodes audio columns to
+    if hasattr(recording, "get_all_samples"):  # torchcodec's AudioDecoder, from an audio column of datasets
         decoded = recording.get_all_samples()
         return decoded.data, decoded.sample_rate
     return recording, None
@@ -212,7 +214,7 @@ def _to_numpy(name: str, samples) -> np.ndarray:
     try:
         return np.asarray(samples)
     except ValueError as error:  # lists of unequal lengths
-        raise ValueError(f"{name} cannot be read as one waveform (T,): {error}") from error
+        raise ValueError(f"{name} cannot be read as one waveform (samples,): {error}") from error
 
 
 CSCFeatureExtractor._auto_class = "AutoFeatureExtractor"  # saving an extractor also saves this file

@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_csc import MODEL_CLASSES, CSCConfig
 
 CONTRAST_ELEMENTS = 2**23
-"""Most elements of a tensor with the axes queries × mixtures in the contrastive loss: 32 MB in single precision."""
+"""Most elements of a tensor that the contrastive loss computes at once: 32 MB in single precision."""
 
 
 @dataclass
@@ -1264,7 +1264,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         # By parts, if need be: some queries over some mixtures at a time.
         per_pair = 2 * memory.shape[-1] + self.aggregator.num_heads
         num_queries_at_once = max(1, min(len(embedding), CONTRAST_ELEMENTS // max(1, per_pair * len(pair_mixture))))
-        per_mixture = num_queries_at_once * self.aggregator.num_heads * memory.shape[1]
+        per_mixture = memory.shape[1] * max(num_queries_at_once * self.aggregator.num_heads, memory.shape[2])
         num_mixtures_at_once = max(1, CONTRAST_ELEMENTS // per_mixture)
 
         def attend(query: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor):

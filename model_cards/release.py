@@ -1,16 +1,18 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Makes the folder of a released model, laid out as its Hub repository, from what training and evaluation wrote.
+Makes the folder of a released model, laid out like its Hub repository, from what training and evaluation wrote.
 
     python model_cards/release.py csc-small --model runs/csc-small --settings examples/configs/csc-small.yaml \\
         --training runs/csc-small-pretrained runs/csc-small --evaluation mean=runs/mean/results.json ...
-    python model_cards/release.py csc-small    # the card and the code again, from the folder's own files
+    python model_cards/release.py csc-small    # only the card again, from the folder's own files
 
-The card is `model_cards/NAME.md`, a Jinja template, filled in with the folder's `results.json`.
+The card is `model_cards/NAME.md`, a Jinja template, filled in with the folder's `results.json`. The code beside the
+weights is linked to `csc_hf/`; uploading the folder follows the links.
 """
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,7 +25,7 @@ CODE = ("configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py")
 
 
 def card_data(name: str, results: dict) -> ModelCardData:
-    """What the Hub is told of the model: a figure for each condition, enrolled by the mean embedding."""
+    """The metadata that the Hub shows: a figure for each condition, enrolled by the mean embedding."""
     evaluation = results["evaluations"]["mean"]["results"][name]
     figures = [
         EvalResult(
@@ -51,14 +53,14 @@ def card_data(name: str, results: dict) -> ModelCardData:
 
 
 def percent(figures: dict) -> str:
-    """An equal error rate in %, with its interval, if it has one."""
+    """An equal error rate in %, with its interval if it has one."""
     low_high = figures["eer_interval"]
     interval = "" if low_high is None else f" ({100 * low_high[0]:.1f}–{100 * low_high[1]:.1f})"
     return f"{100 * figures['eer']:.1f}{interval}"
 
 
 def render(name: str) -> ModelCard:
-    """The card of a model, from its template and what its folder holds."""
+    """The card of a model, from its template and the files in its folder."""
     folder = CARDS / name
     results = json.loads((folder / "results.json").read_text())
     return ModelCard.from_template(
@@ -73,20 +75,29 @@ def render(name: str) -> ModelCard:
     )
 
 
+def link_code(folder: Path) -> None:
+    """Link the three Hub files into the folder of a model, in place of any copies."""
+    for file in CODE:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to(os.path.relpath(CARDS.parent / "csc_hf" / file, folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("name", help="of the model, its folder and its template")
+    add("name", help="name of the model, its folder and its template")
     add("--model", type=Path, help="folder of the trained model")
-    add("--training", nargs="+", type=Path, help="folders of its trainings, in their order, with their results.json")
-    add("--settings", type=Path, help="the YAML file that it was pre-trained with")
-    add("--evaluation", nargs="+", metavar="NAME=FILE", help="results.json of evaluate_verification.py")
+    add("--training", nargs="+", type=Path, help="folders of its trainings, in order, each with a results.json")
+    add("--settings", type=Path, help="YAML file of its pre-training")
+    add("--evaluation", nargs="+", metavar="NAME=FILE", help="a results.json of evaluate_verification.py")
     args = parser.parse_args()
     folder = CARDS / args.name
     if args.model is not None:
         if None in (args.training, args.settings, args.evaluation):
             parser.error("--model needs --training, --settings and --evaluation")
         model = CSCForPreTraining.from_pretrained(args.model)
+        for file in CODE:
+            (folder / file).unlink(missing_ok=True)  # saving writes the code, and must not write through a link
         model.save_pretrained(folder)
         CSCFeatureExtractor.from_pretrained(args.model).save_pretrained(folder)
         shutil.copy(args.settings, folder / "training.yaml")
@@ -103,8 +114,7 @@ def main() -> None:
             "evaluations": evaluations,
         }
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    for file in CODE:
-        shutil.copy(CARDS.parent / "csc_hf" / file, folder / file)
+    link_code(folder)
     render(args.name).save(folder / "README.md")
 
 

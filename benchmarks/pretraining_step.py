@@ -115,9 +115,9 @@ def make_product(dtype: torch.dtype, device: str) -> tuple[Callable[[], None], i
 
 
 def shares_of_parts(model: CSCForPreTraining, step: Callable[[], None]) -> dict[str, float]:
-    """Share of each part in the time of a step, forward and backward, and of the rest: segments, slots, pooling, losses
-    with the cross-attention, optimizer. The front end's input needs no gradient, so that the end of its backward pass
-    is not seen; it counts as rest."""
+    """Share of each part in the time of a step, and of the rest: segments, slots, pooling, the losses
+    with the cross-attention, the optimizer. The front end's input needs no gradient, so the end of its backward pass is
+    not seen and counts as rest."""
     marks, begun = defaultdict(list), {}
     now, between = (_gpu_now, _gpu_between) if next(model.parameters()).is_cuda else (time.perf_counter, _between)
 

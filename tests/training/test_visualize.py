@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.audio import decode_audio
 from csc_hf.evaluation.metrics import si_sdr
+from csc_hf.modeling_csc import pooled_statistics
 from csc_hf.training.visualize import (
     attention_figure,
     attention_weights,
@@ -224,7 +225,8 @@ def answer(model, memory, weights):
     heads = memory.unflatten(-1, (weights.shape[0], -1))
     mean, mean_square = (torch.einsum("hbcs,bcshd->hd", weights, value).flatten() for value in (heads, heads.square()))
     with torch.no_grad():
-        return model.csc.speaker_branch.embed(model.csc.speaker_branch.statistics(mean, mean_square))
+        vector = model.csc.speaker_branch.embedding(pooled_statistics(mean, mean_square - mean.square()))
+        return torch.nn.functional.normalize(vector, dim=-1)
 
 
 @torch.no_grad()

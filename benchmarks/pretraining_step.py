@@ -116,7 +116,7 @@ def make_product(dtype: torch.dtype, device: str) -> tuple[Callable[[], None], i
 
 def shares_of_parts(model: CSCForPreTraining, step: Callable[[], None]) -> dict[str, float]:
     """Share of each part in the time of a step, and of the rest: segments, slots, pooling, the losses
-    with the cross-attention, the optimizer. The front end's input needs no gradient, so the end of its backward pass is
+    with the cross-attention, the optimizer. The front end's input needs no gradient: the end of its backward pass is
     not seen and counts as rest."""
     marks, begun = defaultdict(list), {}
     now, between = (_gpu_now, _gpu_between) if next(model.parameters()).is_cuda else (time.perf_counter, _between)

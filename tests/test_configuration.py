@@ -3,7 +3,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from csc_hf import CSCConfig, CSCForPreTraining
+from csc_hf import PRESETS, CSCConfig, CSCForPreTraining
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,10 @@ def test_presets_are_the_documented_models():
     assert (small.front_end, small.conv_kernel, small.hidden_size, small.segment_length) == ("stft", 512, 96, 16)
     assert CSCConfig.tiny(num_sources=3).num_sources == 3
     assert CSCConfig.tiny(front_end="stft").conv_kernel == 512
-    for preset in (CSCConfig.tiny(), CSCConfig.tiny(front_end="stft"), small):
-        CSCForPreTraining(preset)
+    assert PRESETS == {"tiny": CSCConfig.tiny, "small": CSCConfig.small, "base": CSCConfig.base}
+    with torch.device("meta"):
+        for config in (*(preset() for preset in PRESETS.values()), CSCConfig.tiny(front_end="stft")):
+            CSCForPreTraining(config)
 
 
 @pytest.mark.parametrize("config", [CSCConfig.tiny(), CSCConfig.tiny(front_end="stft"), CSCConfig.small()])

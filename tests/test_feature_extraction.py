@@ -25,7 +25,7 @@ def noise(length: int, seed: int = 0) -> np.ndarray:
 
 
 class Decoder:
-    """Has what the extractor uses of an AudioDecoder, and as little of a sequence as that has."""
+    """The part of AudioDecoder that the extractor uses. Like that, it is no sequence."""
 
     def __init__(self, samples: np.ndarray, sampling_rate: int):
         self.samples, self.sampling_rate = torch.from_numpy(samples), sampling_rate
@@ -46,6 +46,7 @@ SAME_RECORDING = {
     "tensor that requires grad": lambda x: torch.from_numpy(x).requires_grad_(),
     "array with a channel axis": lambda x: x[None],
     "tensor with a channel axis": lambda x: torch.from_numpy(x)[None],
+    "array with the channel last": lambda x: x[:, None],
     "row of an Audio column": lambda x: {"array": x, "sampling_rate": 16000, "path": "a.wav"},
     "AudioDecoder": lambda x: Decoder(x[None], 16000),
 }
@@ -144,7 +145,7 @@ def test_truncation_keeps_the_beginning(extractor):
 
 
 def test_without_padding_lengths_may_differ_and_pad_completes_them(extractor):
-    """What a data collator does: extract one by one, pad the batch later; the mask of short audio must survive."""
+    """As a data collator does: extract one by one, pad the batch later. The mask of short audio must survive."""
     lengths = [100, 900]
     rows = [extractor(noise(length), sampling_rate=16000) for length in lengths]
     rows = [{key: value[0] for key, value in row.items()} for row in rows]

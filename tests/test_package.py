@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Importing, registration with the Auto classes, and loading without csc_hf."""
+"""Importing csc_hf, registration with Transformers, and loading where csc_hf is not installed."""
 
 import subprocess
 import sys
@@ -17,7 +17,16 @@ from transformers import (
 )
 
 import csc_hf
-from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining, CSCForSpeechSeparation, CSCForXVector, CSCModel
+from csc_hf import (
+    CSCConfig,
+    CSCFeatureExtractor,
+    CSCForPreTraining,
+    CSCForSpeechSeparation,
+    CSCForXVector,
+    CSCPreTrainedModel,
+    modeling_csc,
+)
+from csc_hf.configuration_csc import MODEL_CLASSES
 
 AUTO_CLASSES = {
     AutoModel: "CSCModel",
@@ -29,66 +38,60 @@ AUTO_CLASSES = {
 
 
 def run(code: str, *args: str) -> str:
-    """What a fresh Python process prints."""
+    """The output of a fresh Python process."""
     process = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
 
-def test_every_public_name_is_there():
+def test_every_model_class_stands_in_the_one_list():
+    classes = [value for value in vars(modeling_csc).values() if isinstance(value, type)]
+    models = {c.__name__ for c in classes if issubclass(c, CSCPreTrainedModel) and c is not CSCPreTrainedModel}
+    assert models == set(MODEL_CLASSES)
+    assert models | {"CSCConfig", "CSCFeatureExtractor", "PRESETS"} <= set(csc_hf.__all__)
+    assert {auto.__name__: name for auto, name in AUTO_CLASSES.items()}.items() <= {
+        auto: name for name, auto in MODEL_CLASSES.items()
+    }.items()
     for name in csc_hf.__all__:
-        assert getattr(csc_hf, name).__name__ == name
-    assert set(csc_hf.__all__) <= set(dir(csc_hf))
-    with pytest.raises(AttributeError, match="CSCForNothing"):
-        csc_hf.CSCForNothing  # noqa: B018
+        assert hasattr(csc_hf, name)
 
 
-def test_importing_is_lazy():
-    assert run("import sys, csc_hf; print('torch' in sys.modules, 'transformers' in sys.modules)") == "False False\n"
-    loaded = run(
-        "import sys\nfrom csc_hf import *\n"
-        "print([name for name in ('torchaudio', 'datasets', 'soundfile', 'accelerate') if name in sys.modules])"
-    )
-    # Transformers itself imports some of these where they are installed: ours must add none.
-    upstream = run(
-        "import sys\nfrom transformers import PreTrainedModel, SequenceFeatureExtractor, AutoModel\n"
-        "print([name for name in ('torchaudio', 'datasets', 'soundfile', 'accelerate') if name in sys.modules])"
-    )
-    assert loaded == upstream
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import csc_hf; from transformers import AutoModel, AutoConfig",
-        "from transformers import AutoModel, AutoConfig; import csc_hf",
-        "from csc_hf import CSCModel; from transformers import AutoModel, AutoConfig",
-        "import csc_hf, transformers.models.auto.modeling_auto; from transformers import AutoModel, AutoConfig",
-    ],
-)
-def test_importing_registers_in_any_order(imports):
-    code = "config = AutoConfig.for_model('csc', hidden_size=16)\nprint(type(AutoModel.from_config(config)))"
-    assert "csc_hf.modeling_csc.CSCModel" in run(f"{imports}\n{code}")
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import csc_hf; from transformers import pipeline",
-        "from transformers import pipeline; import csc_hf",
-        "import csc_hf.pipelines; from transformers import pipeline",
-        "import csc_hf, transformers.pipelines.base; from transformers import pipeline",
-    ],
-)
-def test_pipelines_are_known_after_importing_in_any_order(imports):
+def test_importing_imports_no_optional_dependency():
+    """Transformers imports some of them where they are installed; csc_hf must not."""
     code = """
-import logging
-from csc_hf import CSCConfig, CSCForSpeechSeparation
-logging.disable()  # of weights that are new
-model = CSCForSpeechSeparation(CSCConfig.tiny())
-print([type(pipeline(task, model)).__name__ for task in ("speaker-verification", "speech-separation")])
+import sys
+
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("accelerate", "datasets", "torchaudio", "soundfile", "matplotlib", "scipy", "torchcodec"):
+            frame = sys._getframe(1)
+            while frame.f_globals["__name__"].startswith("importlib"):
+                frame = frame.f_back
+            importer = frame.f_globals["__name__"]
+            assert not importer.startswith("csc_hf"), f"{importer} imports {name}"
+
+sys.meta_path.insert(0, Guard())
+import csc_hf
 """
-    assert run(f"{imports}\n{code}") == "['SpeakerVerificationPipeline', 'SpeechSeparationPipeline']\n"
+    run(code)
+    with pytest.raises(AssertionError, match="csc_hf.evil imports datasets"):
+        run(code + "exec('import datasets', {'__name__': 'csc_hf.evil'})")
+
+
+@pytest.mark.parametrize("first", ["import csc_hf", "from transformers import AutoModel, pipeline"])
+def test_importing_registers_the_auto_classes_and_the_pipelines(first):
+    code = """
+import csc_hf
+from transformers import AutoConfig, AutoModel, pipeline
+from transformers.utils import logging
+logging.set_verbosity(logging.CRITICAL)  # the weights are new
+print(type(AutoModel.from_config(AutoConfig.for_model("csc", hidden_size=16))).__name__)
+model = csc_hf.CSCForSpeechSeparation(csc_hf.CSCConfig.tiny())
+for task in ("speaker-verification", "speech-separation"):
+    print(type(pipeline(task, model)).__name__)
+"""
+    printed = run(f"{first}\n{code}").split()
+    assert printed == ["CSCModel", "SpeakerVerificationPipeline", "SpeechSeparationPipeline"]
 
 
 def test_auto_classes_load_what_was_saved(tmp_path):
@@ -106,7 +109,7 @@ def test_auto_classes_load_what_was_saved(tmp_path):
         assert torch.equal(loaded(audio).sources, model(audio).sources)
 
 
-@pytest.mark.parametrize("saved_class", [CSCModel, CSCForPreTraining, CSCForXVector, CSCForSpeechSeparation])
+@pytest.mark.parametrize("saved_class", [CSCForPreTraining, CSCForXVector, CSCForSpeechSeparation])
 def test_a_saved_folder_loads_where_csc_hf_is_not_installed(saved_class, tmp_path):
     torch.manual_seed(0)
     config = CSCConfig.tiny(front_end="stft", initializer_range=0.3)
@@ -119,9 +122,8 @@ def test_a_saved_folder_loads_where_csc_hf_is_not_installed(saved_class, tmp_pat
     files = {path.name for path in tmp_path.iterdir()}
     assert {"configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py", "model.safetensors"} <= files
     audio = torch.randn(1, 3000)
-    base = model if saved_class is CSCModel else model.csc
     with torch.no_grad():
-        expected = base(audio).source_embeddings
+        expected = model.csc(audio).source_embeddings
     torch.save({"audio": audio, "expected": expected}, tmp_path / "expected.pt")
     printed = run(
         """

@@ -1,12 +1,12 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Transformers' own common tests, made importable.
 
-They are in no wheel, only in the source distribution, so that of exactly the installed version is downloaded once
-with pip, and its `tests/` folder kept in `.cache/upstream-tests/VERSION`. Without a connection, set the environment
-variable `CSC_HF_UPSTREAM_TESTS` to a folder that holds the unpacked source distribution.
+They are only in the source distribution, not in the wheel. So pip downloads that of the installed version once, and
+its `tests/` folder is kept in `.cache/upstream-tests/VERSION`. Without a connection, set the environment variable
+`CSC_HF_UPSTREAM_TESTS` to a folder that holds the unpacked source distribution.
 
-The source distribution lacks some sub-packages of `tests/` that the common tests import; they get stand-ins here. All
-is imported under the package name `transformers_tests`, which leaves the name `tests` alone.
+The source distribution lacks some sub-packages of `tests/` that the common tests import; they get stand-ins here. The
+package is imported as `transformers_tests`, so that it does not shadow another `tests`.
 """
 
 import importlib
@@ -33,7 +33,7 @@ MODULE_OF = {
     "SequenceFeatureExtractionTestMixin": "test_sequence_feature_extraction_common",
     "TrainingTesterMixin": "test_training_mixin",
 }
-# For the stand-in of the module that has it: every field that all configurations share, not at its default.
+# From the missing module `utils.test_configuration_utils`: the fields of all configurations, not at their defaults.
 CONFIG_COMMON_KWARGS = {
     "return_dict": False,
     "output_hidden_states": True,
@@ -49,17 +49,17 @@ CONFIG_COMMON_KWARGS = {
 
 
 class UpstreamTestsMissing(Exception):
-    """Transformers' common tests could not be had; the message says what to do."""
+    """Transformers' common tests are not available; the message says what to do."""
 
 
 def load_upstream_tests(our_models: dict[str, dict[str, str | tuple[str, ...]]]) -> types.SimpleNamespace:
     """Imports the classes named in `MODULE_OF`.
 
-    Upstream picks the tests of a class by its name, from the tables of its own models (`MODEL_MAPPING_NAMES`, ...):
-    a class in none of them passes those tests without being run. `our_models` adds model types and class names to
-    the tables as the tests see them; Transformers itself is left alone.
+    Upstream selects tests by the name of a class, from tables of its own models (`MODEL_MAPPING_NAMES`, ...): a class
+    that is in none of them passes without being run. `our_models` adds model types and class names to the tables as
+    the tests see them, not to Transformers itself.
 
-    If the tests cannot be had, every class is one whose tests fail and say why: nothing else of the run is stopped.
+    If the tests are not available, the classes' tests fail and say why; other tests still run.
     """
     try:
         folder = upstream_folder() / "tests"
@@ -74,9 +74,9 @@ def load_upstream_tests(our_models: dict[str, dict[str, str | tuple[str, ...]]])
     _stand_in("utils.test_configuration_utils", config_common_kwargs=CONFIG_COMMON_KWARGS)
 
     with (
-        # some modules import Transformers from the folder around them, for which the installed one stands in
+        # some modules import Transformers from the folder around them; give them the installed one
         mock.patch("transformers.utils.direct_transformers_import", lambda path: transformers),
-        # the pipeline tests read a list of tiny models when imported, absent as well
+        # the pipeline tests read a list of tiny models when imported; it is absent as well
         tempfile.TemporaryDirectory() as tiny_models,
         mock.patch.dict(os.environ, TRANSFORMERS_TINY_MODEL_PATH=tiny_models),
         warnings.catch_warnings(),
@@ -94,11 +94,11 @@ def load_upstream_tests(our_models: dict[str, dict[str, str | tuple[str, ...]]])
 
 
 def upstream_folder() -> Path:
-    """Folder that holds the unpacked source distribution of the installed Transformers, downloaded if need be.
+    """Folder of the unpacked source distribution of the installed Transformers, downloaded if necessary.
 
     Raises:
-        UpstreamTestsMissing: If the download fails, or if the folder named by `CSC_HF_UPSTREAM_TESTS` holds no source
-            distribution of the installed version.
+        UpstreamTestsMissing: If the download fails, or the folder named by `CSC_HF_UPSTREAM_TESTS` does not hold the
+            source distribution of the installed version.
     """
     version = transformers.__version__
     if FOLDER_VARIABLE not in os.environ:
@@ -139,9 +139,9 @@ def download(version: str) -> None:
             wanted = [m for m in archive if m.name == f"{root}/PKG-INFO" or m.name.startswith(f"{root}/tests/")]
             archive.extractall(scratch, members=wanted, filter="data")
         try:
-            Path(scratch, root).rename(CACHE / version)  # in one step: a half-unpacked folder is never seen
+            Path(scratch, root).rename(CACHE / version)  # atomic: nobody sees a half-unpacked folder
         except OSError:
-            if not (CACHE / version).is_dir():  # it is there if another process was quicker
+            if not (CACHE / version).is_dir():  # another process was faster
                 raise
 
 
@@ -157,6 +157,6 @@ def _failing_tests(message: str) -> type:
             raise UpstreamTestsMissing(message)
 
         def test_upstream_tests_are_there(self):
-            """Fails in `setUp`, as every test does."""
+            """Fails in `setUp`, like every test of this class."""
 
     return UpstreamTestsAreMissing

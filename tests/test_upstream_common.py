@@ -97,7 +97,7 @@ SKIPPED_BY_UPSTREAM = {
     "test_inputs_embeds": "token embeddings",
     "test_inputs_embeds_matches_input_ids": "token embeddings",
     "test_internal_model_config_and_subconfig_are_same": "composite configuration",
-    "test_keep_in_fp32_modules": "weights kept in float32: ours may have any type; what needs float32 is computed in it",
+    "test_keep_in_fp32_modules": "weights kept in float32: ours may have any type, and what needs float32 is cast",
     "test_keep_in_fp32_modules_exist": "weights kept in float32, as above",
     "test_keep_in_fp32_modules_strict_also_hardcode_fp32": "weights kept in float32, as above",
     "test_model_rope_scaling_frequencies": "rotary positions",

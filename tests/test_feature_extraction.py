@@ -232,6 +232,7 @@ def test_impossible_settings_are_refused(argument, value):
         CSCFeatureExtractor(**{argument: value})
 
 
+@pytest.mark.release
 def test_a_missing_sampling_rate_is_warned_about_once():
     code = (
         "import numpy as np; from csc_hf import CSCFeatureExtractor as E; e = E(); x = np.zeros(2000)\n"

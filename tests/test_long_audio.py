@@ -198,6 +198,7 @@ print(peaks[2] - peaks[1])
 """
 
 
+@pytest.mark.release
 def test_memory_does_not_grow_with_length(tmp_path):
     for minutes in (1, 2, 6):
         soundfile.write(tmp_path / f"{minutes}.wav", conversation((60 * minutes, "pn")), RATE)

@@ -532,8 +532,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) / 2**10)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit, and malloc other settings")
 @pytest.mark.parametrize(
     ("num_processes", "preset", "num_segments", "limit"),
-    [(16, "tiny", 2, 250), pytest.param(64, "small", 32, 2000, marks=pytest.mark.release)],
+    [(16, "tiny", 2, 250), (64, "small", 32, 2000)],
 )
+@pytest.mark.release
 def test_the_contrast_of_many_processes_fits_into_memory(num_processes, preset, num_segments, limit):
     """32 identities, each twice, in every process; of mixtures of two seconds if there are 32 segments."""
     settings = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}  # what is free counts as free
@@ -802,22 +803,18 @@ def test_activation_checkpointing_changes_no_gradient(use_reentrant):
         torch.testing.assert_close(p.grad, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("model_class", "front_end", "local_layer"),
     [
         (CSCForSpeechSeparation, "stft", "lstm"),
-        *(
-            pytest.param(*case, marks=pytest.mark.release)
-            for case in [
-                (CSCForSpeechSeparation, "stft", "mingru"),
-                (CSCForSpeechSeparation, "conv", "lstm"),
-                (CSCModel, "conv", "lstm"),
-                (CSCForPreTraining, "stft", "lstm"),
-                (CSCForXVector, "conv", "lstm"),
-                (CSCForSequenceClassification, "stft", "lstm"),
-                (CSCForAudioFrameClassification, "conv", "lstm"),
-            ]
-        ),
+        (CSCForSpeechSeparation, "stft", "mingru"),
+        (CSCForSpeechSeparation, "conv", "lstm"),
+        (CSCModel, "conv", "lstm"),
+        (CSCForPreTraining, "stft", "lstm"),
+        (CSCForXVector, "conv", "lstm"),
+        (CSCForSequenceClassification, "stft", "lstm"),
+        (CSCForAudioFrameClassification, "conv", "lstm"),
     ],
 )
 def test_export_keeps_the_length_dynamic(model_class, front_end, local_layer):

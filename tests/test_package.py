@@ -73,12 +73,18 @@ class Guard:
 sys.meta_path.insert(0, Guard())
 import csc_hf
 """
-    run(code)
-    with pytest.raises(AssertionError, match="csc_hf.evil imports datasets"):
-        run(code + "exec('import datasets', {'__name__': 'csc_hf.evil'})")
+    code += """
+try:
+    exec("import datasets", {"__name__": "csc_hf.evil"})
+except AssertionError as error:
+    print(error)
+"""
+    assert "csc_hf.evil imports datasets" in run(code)  # so it would have been seen
 
 
-@pytest.mark.parametrize("first", ["import csc_hf", "from transformers import AutoModel, pipeline"])
+@pytest.mark.parametrize(
+    "first", ["import csc_hf", pytest.param("from transformers import AutoModel, pipeline", marks=pytest.mark.release)]
+)
 def test_importing_registers_the_auto_classes_and_the_pipelines(first):
     code = """
 import csc_hf
@@ -109,7 +115,14 @@ def test_auto_classes_load_what_was_saved(tmp_path):
         assert torch.equal(loaded(audio).sources, model(audio).sources)
 
 
-@pytest.mark.parametrize("saved_class", [CSCForPreTraining, CSCForXVector, CSCForSpeechSeparation])
+@pytest.mark.parametrize(
+    "saved_class",
+    [
+        CSCForPreTraining,
+        pytest.param(CSCForXVector, marks=pytest.mark.release),
+        pytest.param(CSCForSpeechSeparation, marks=pytest.mark.release),
+    ],
+)
 def test_a_saved_folder_loads_where_csc_hf_is_not_installed(saved_class, tmp_path):
     torch.manual_seed(0)
     config = CSCConfig.tiny(front_end="stft", initializer_range=0.3)

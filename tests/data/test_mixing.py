@@ -538,6 +538,7 @@ def test_a_mixture_is_rebuilt_from_the_data():
         rebuild(recipe, [row for row in rows if row.id != "hum"])
 
 
+@pytest.mark.release
 def test_a_recipe_gives_the_same_bits_in_another_process(tmp_path):
     clips = make_clips(num_samples=4000)
     waveforms = make_waveforms(clips)

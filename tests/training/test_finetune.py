@@ -359,10 +359,8 @@ def test_mixtures_need_other_speakers_to_be_judged_by(num_data_sets, pretrained,
 # --- what all scripts have to bear -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["diarization", *(pytest.param(name, marks=pytest.mark.release) for name in SHORT if name != "diarization")],
-)
+@pytest.mark.release
+@pytest.mark.parametrize("name", SHORT)
 def test_two_processes_train_one_model(name, pretrained, tones, tmp_path):
     rows = rows_of(tones)
     again = [row | {"id": f"again {row['id']}"} for row in rows[1:] + rows[:1]]  # now each half has all pitches

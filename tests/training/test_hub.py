@@ -86,6 +86,7 @@ def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.release
 def test_a_pushed_model_loads_in_a_clean_process_at_any_revision(hub, tmp_path):
     audio = torch.randn(3000)
     push = BackgroundPush(NAME)

@@ -155,12 +155,14 @@ def of_two_processes(tmp_path_factory):
     return folder, launch(started)
 
 
+@pytest.mark.release
 def test_what_one_process_still_writes_does_not_disturb_the_others(of_two_processes):
     """Writers make files that are gone again before another process can look at them."""
     folder, printed = of_two_processes
     assert (folder / "checkpoint-2" / "training_state").is_dir() and "After 2 steps" in printed
 
 
+@pytest.mark.release
 def test_another_number_of_processes_goes_on_and_says_so(of_two_processes, caplog):
     """Two processes, then one with a worker; a setting was changed as well."""
     folder, _ = of_two_processes

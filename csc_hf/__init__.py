@@ -7,8 +7,8 @@ from . import modeling_csc, pipelines
 from .configuration_csc import MODEL_CLASSES, PRESETS, CSCConfig
 from .feature_extraction_csc import CSCFeatureExtractor
 from .modeling_csc import *  # noqa: F403 (exactly the classes of MODEL_CLASSES and their outputs)
+from .version import __version__ as __version__
 
-__version__ = "0.2.0.dev0"
 __all__ = ["PRESETS", "CSCConfig", "CSCFeatureExtractor"] + modeling_csc.__all__
 
 transformers.AutoConfig.register(CSCConfig.model_type, CSCConfig, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .. import __version__
+from ..version import __version__
 from .calibration import Calibration, check_enrolment
 from .embedders import CSCEmbedder, Embedder, Slots
 from .metrics import as_norm, best_permutation, si_sdr_improvement

@@ -45,7 +45,16 @@ USED_BY_OTHERS = {
 }
 TOOLS = {"build", "mypy", "pre-commit", "pytest-timeout", "ruff"}
 
-ORDER = ("configuration_csc", "feature_extraction_csc", "modeling_csc", "audio", "data", "evaluation", "training")
+ORDER = (
+    "version",
+    "configuration_csc",
+    "feature_extraction_csc",
+    "modeling_csc",
+    "audio",
+    "data",
+    "evaluation",
+    "training",
+)
 ORDER += ("long_audio", "pipelines", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
 AFTER["long_audio"] = ("data", "evaluation", "training", "pipelines", "cli")  # stands beside `audio`

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+import fsspec
 import numpy as np
 from datasets import Audio, ClassLabel, IterableDataset, load_dataset
 from datasets.data_files import get_data_patterns
@@ -28,6 +29,9 @@ BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 NO_LABEL = {"", "nan", "<na>", "none", "null"}
 """What a missing label looks like once it has been written as text, in lower case."""
+
+URL = "://"
+"""What tells a path on another file system from one on this machine."""
 
 FOLDER = "folder:"
 """Prefix of a column name that stands for a folder of the audio's path, see `stream_utterances`."""
@@ -63,7 +67,7 @@ class Row:
 
     def decode(self) -> Utterance:
         """Decode the audio. Raises ValueError if that fails."""
-        return Utterance(self.id, decode_audio(self.audio), self.speaker, self.source)
+        return Utterance(self.id, decode_audio(_fetch(self.audio)), self.speaker, self.source)
 
 
 HasId = TypeVar("HasId", Row, Utterance)
@@ -234,10 +238,10 @@ class UtteranceStream:
         """
         return Rows(self, epoch, share, num_shares, state)
 
-    def row(self, values: Mapping[str, Any]) -> Row:
-        """Make a row from the values that `datasets` gives."""
+    def row(self, values: Mapping[str, Any], number: int) -> Row:
+        """Make a row from the values that `datasets` gives. Without an id and readable audio, `number` names it."""
         audio = _value(values, self.audio_column)
-        name = self._label(values, self.id_column) or _content_id(audio)
+        name = self._label(values, self.id_column) or _content_id(audio) or f"row {number}"
         speaker, source = self._label(values, self.speaker_column), self._label(values, self.source_column)
         if self.corpus is not None:
             name = f"{self.corpus}:{name}"
@@ -313,7 +317,7 @@ class Rows:
             self._state = None  # no longer where it began
             self._number += 1
             if (self._number - 1) % self._every == self._offset:
-                return self._utterances.row(values)
+                return self._utterances.row(values, self._number)
 
     def state_dict(self) -> Mapping[str, Any] | None:
         """Plain numbers and strings. None at the beginning."""
@@ -345,18 +349,42 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 
 def _path(audio: Any) -> str | None:
-    """The path of an undecoded audio value, if it has one."""
+    """The path of an undecoded audio value, if it has one; in an archive, the path there."""
     path = audio.get("path") if isinstance(audio, Mapping) else audio
-    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(path, str | os.PathLike):
+        return None
+    path = os.fspath(path)
+    return path.split("::")[0] if URL in path else path  # zip://folder/file.flac::path/to/archive.zip
 
 
-def _content_id(audio: Any) -> str:
-    """An id for audio without one: its path, or a hash of its bytes or samples."""
+def _fetch(audio: Any) -> Any:
+    """The same audio; a file on another file system (the Hub, an archive), which `decode_audio` cannot open, is read.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = audio
     if isinstance(audio, Mapping):
-        audio = next((audio[key] for key in ("bytes", "path", "array") if audio.get(key) is not None), b"")
+        path = None if any(audio.get(key) is not None for key in ("bytes", "array")) else audio.get("path")
+    if not isinstance(path, str) or URL not in path:
+        return audio
+    try:
+        with fsspec.open(path) as file:
+            return {"bytes": file.read(), "path": path}
+    except (FileNotFoundError, KeyError) as error:  # the latter: it is not in the archive
+        raise ValueError(f"no audio file at {path!r}") from error
+
+
+def _content_id(audio: Any) -> str | None:
+    """An id for audio without one: its path, or a hash of its bytes or samples. None if there is no audio."""
+    if isinstance(audio, Mapping):
+        audio = next((audio[key] for key in ("bytes", "path", "array") if audio.get(key) is not None), None)
     if isinstance(audio, str):
         return audio
     if not isinstance(audio, bytes | np.ndarray | list):  # already decoded by `datasets`
-        audio = decode_audio(audio)
+        try:
+            audio = decode_audio(audio)
+        except ValueError:
+            return None
     content = audio if isinstance(audio, bytes) else np.asarray(audio).tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
-from datasets import Audio, ClassLabel, IterableDataset, load_dataset
+from datasets import Audio, ClassLabel, IterableDataset, get_dataset_split_names, load_dataset
 from datasets.data_files import get_data_patterns
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 
@@ -148,12 +148,31 @@ def stream_utterances(
         # An existing file is itself, whatever its name. Anything else may be a pattern.
         files = glob.escape(path) if os.path.isfile(path) else path
         load_options = {"path": builder, "data_files": {split: files}} | load_options
-    elif os.path.isdir(path) and glob.has_magic(os.path.abspath(path)) and "data_files" not in load_options:
+    elif _looks_like_pattern(path) and "data_files" not in load_options:
         load_options = _files_of_folder(os.path.abspath(path)) | load_options
     else:
         load_options = {"path": path} | load_options
     dataset = load_dataset(split=split, streaming=True, **load_options)
     return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+
+
+def split_names(name_or_path: str | os.PathLike) -> list[str]:
+    """The splits of a dataset that `stream_utterances` can read. Files and patterns have none.
+
+    Raises:
+        Exception: whatever `datasets` raises if there is no such data.
+    """
+    path = os.fspath(name_or_path)
+    if os.path.splitext(path)[1] in BUILDERS:
+        return []
+    if _looks_like_pattern(path):
+        return list(_files_of_folder(os.path.abspath(path))["data_files"])
+    return get_dataset_split_names(path)
+
+
+def _looks_like_pattern(path: str) -> bool:
+    """Whether `datasets` would take a folder for a glob pattern."""
+    return os.path.isdir(path) and glob.has_magic(os.path.abspath(path))
 
 
 def _files_of_folder(folder: str) -> dict[str, Any]:

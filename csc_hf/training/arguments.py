@@ -25,6 +25,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import MixingConfig
+from ..data.utterances import BUILDERS
 from ..evaluation.verification import TRAINING_FIGURES
 
 DATA_SET_OPTIONS = {"path", "probability", "split", "name", "revision"}
@@ -34,7 +35,7 @@ DATA_SET_OPTIONS |= {"audio_column", "speaker_column", "source_column", "id_colu
 SET_ELSEWHERE = {"num_identities", "num_sources"}
 """Fields of MixingConfig that have options of their own: `per_device_train_batch_size`, and the model's."""
 
-FILE_ENDINGS = (".parquet", ".tar")
+FILE_ENDINGS = tuple(BUILDERS)
 """Endings of paths and patterns that name files, which have no splits."""
 
 
@@ -277,7 +278,7 @@ def _read_yaml(
     parser: argparse.ArgumentParser, path: str | os.PathLike, nested: Mapping[str, Collection[str]]
 ) -> dict[str, Any]:
     """The options in a YAML file, with `model` and `mixing`. Exits where one is unknown, or not of its type."""
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         options = yaml.safe_load(file) or {}
     if not isinstance(options, dict):
         parser.error(f"{path} must be a mapping from options to their values")
@@ -328,4 +329,5 @@ def _check_value(
     expected = kinds.get(action.type, (str, dict) if action.dest.endswith("_data") else (str,))
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         names = {str: "text", dict: "a mapping", int: "an integer", float: "a number", bool: "true or false"}
-        parser.error(f"{given}: must be {' or '.join(names[kind] for kind in expected[:1])}")
+        shown = expected[:1] if float in expected else expected  # an integer is a number
+        parser.error(f"{given}: must be {' or '.join(names[kind] for kind in shown)}")

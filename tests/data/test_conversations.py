@@ -56,7 +56,7 @@ def test_activity_is_where_a_source_sounds():
 
 
 def test_turns():
-    """Everybody speaks, another one after each turn, from within his own recordings and never over himself."""
+    """Everybody speaks, another one after each turn, from within their own recordings and never over themselves."""
     clips = {clip.id: clip for clip in make_clips(start=500)}
     recipes = draw_many(replace(CONFIG, seconds=20.0), list(clips.values()))
     assert {len(recipe.sources) for recipe in recipes} == {2, 3}

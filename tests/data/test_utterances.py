@@ -12,7 +12,14 @@ from datasets import IterableDataset
 from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
 
 from csc_hf.data.reservoir import ReservoirConfig, skip_unusable
-from csc_hf.data.utterances import Row, UtteranceStream, check_unique_ids, label_or_none, stream_utterances
+from csc_hf.data.utterances import (
+    Row,
+    UtteranceStream,
+    check_unique_ids,
+    label_or_none,
+    split_names,
+    stream_utterances,
+)
 
 
 @pytest.fixture(scope="module")
@@ -286,3 +293,4 @@ def test_an_existing_path_is_a_path(tmp_path, form):
         assert sorted(row.id.split("/")[-1].split(".")[0] for row in stream_utterances(path, **columns).rows()) == [
             f"utt-{number}" for number in range(6)
         ]
+        assert split_names(path) == (["train"] if path.is_dir() else [])

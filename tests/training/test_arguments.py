@@ -85,7 +85,7 @@ def test_settings_are_what_the_weights_depend_on():
         ({"max_train_steps": None}, "max_train_steps=None: give a value"),
         ({"with_tracking": "yes please"}, "with_tracking='yes please': must be true or false"),
         ({"best_metric": "eer_mix"}, "best_metric='eer_mix': choose from si_sdr_improvement"),
-        ({"train_data": ["a", "b"]}, "train_data"),
+        ({"train_data": ["a", "b"]}, "train_data=['a', 'b']: must be text or a mapping"),
         ({"model": TINY["model"] | {"sampling_rate": 8000}}, "sampling_rate 8000"),
         ({"eval_split": "none", "best_metric": "eer_clean"}, "best_metric"),
     ],

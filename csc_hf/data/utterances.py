@@ -142,18 +142,23 @@ def stream_utterances(
         ValueError: a column is missing.
         Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
+    dataset = load_dataset(split=split, streaming=True, **dataset_arguments(name_or_path, split, **load_options))
+    return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+
+
+def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_options) -> dict[str, Any]:
+    """Arguments of `datasets.load_dataset`, apart from the split itself, for what `stream_utterances` takes.
+
+    An existing path is a path, whatever its letters; anything else may be a pattern.
+    """
     path = os.fspath(name_or_path)
     builder = BUILDERS.get(os.path.splitext(path)[1])
     if builder is not None:
-        # An existing file is itself, whatever its name. Anything else may be a pattern.
         files = glob.escape(path) if os.path.isfile(path) else path
-        load_options = {"path": builder, "data_files": {split: files}} | load_options
-    elif _looks_like_pattern(path) and "data_files" not in load_options:
-        load_options = _files_of_folder(os.path.abspath(path)) | load_options
-    else:
-        load_options = {"path": path} | load_options
-    dataset = load_dataset(split=split, streaming=True, **load_options)
-    return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+        return {"path": builder, "data_files": {split: files}} | load_options
+    if _looks_like_pattern(path) and "data_files" not in load_options:
+        return _files_of_folder(os.path.abspath(path)) | load_options
+    return {"path": path} | load_options
 
 
 def split_names(name_or_path: str | os.PathLike) -> list[str]:

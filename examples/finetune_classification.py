@@ -24,7 +24,7 @@ from transformers import EvalPrediction, Trainer, set_seed
 
 from csc_hf import CSCFeatureExtractor, CSCForSequenceClassification
 from csc_hf.audio import SAMPLING_RATE
-from csc_hf.data.reservoir import ReservoirConfig, SkippedRows, UnusableRow, usable_utterance
+from csc_hf.data.reservoir import ANY_LENGTH, SkippedRows, UnusableRow, usable_utterance
 from csc_hf.data.utterances import Row, dataset_arguments, label_or_none
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import FinetuningArguments, load_model, parse_arguments, save, trainer_arguments
@@ -32,7 +32,6 @@ from csc_hf.training.finetuning import FinetuningArguments, load_model, parse_ar
 logger = logging.getLogger(__name__)
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
-ANY_LENGTH = ReservoirConfig(min_seconds=1 / SAMPLING_RATE)
 
 
 @dataclass

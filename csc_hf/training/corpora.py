@@ -5,9 +5,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from ..audio import SAMPLING_RATE
 from ..data.mixing import MixingConfig
-from ..data.reservoir import ReservoirConfig, skip_unusable
+from ..data.reservoir import ANY_LENGTH, ReservoirConfig, skip_unusable
 from ..data.stream import MixtureStream, Shard, read_impulse_responses
 from ..data.utterances import Utterance, UtteranceStream, split_names, stream_utterances
 from .arguments import PretrainingArguments
@@ -75,7 +74,7 @@ def only_split(path: str) -> str | None:
 def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]:
     """The utterances of speakers to verify, of any length. Rows that cannot be used are skipped, counted and named."""
     rows = itertools.chain.from_iterable(stream.rows() for stream in streams)
-    return skip_unusable(rows, ReservoirConfig(min_seconds=1 / SAMPLING_RATE), needs_speaker=True)
+    return skip_unusable(rows, ANY_LENGTH, needs_speaker=True)
 
 
 def open_mixtures(args: PretrainingArguments, num_sources: int, shard: Shard) -> MixtureStream:

@@ -79,6 +79,8 @@ def test_settings_are_what_the_weights_depend_on():
         ({"id_column_name": "key"}, "key"),
         ({"train_data": {"a": {"path": "x", "speker_column": "y"}}}, "speker_column"),
         ({"train_data": {"a": {"split": "train"}}}, "no path of a"),
+        ({"noise_data": {"path": "x", "speaker_column": "y"}}, "unknown options of noise_data: speaker_column"),
+        ({"eval_data": {"path": "x", "probability": 0.5}}, "unknown options of eval_data: probability"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"logging_steps": 0}, "logging_steps"),
         ({"max_train_steps": 2.5}, "max_train_steps=2.5: must be an integer"),

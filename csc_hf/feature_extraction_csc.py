@@ -149,8 +149,7 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
             if rate is not None and rate != self.sampling_rate:
                 raise ValueError(
                     f"{name} has a sampling rate of {rate} Hz, but the model was trained on {self.sampling_rate} Hz;"
-                    " resample it first, for example with"
-                    f" torchaudio.functional.resample(x, {rate}, {self.sampling_rate})."
+                    f" resample it first, for example with soxr.resample(x, {rate}, {self.sampling_rate})."
                 )
 
         samples = _to_numpy(name, recording)

@@ -24,9 +24,11 @@ from csc_hf.evaluation.calibration import ENROLMENTS, Calibration
 from csc_hf.evaluation.embedders import EMBEDDERS, load_embedder
 from csc_hf.evaluation.plots import det_figure, histogram_figure
 from csc_hf.evaluation.reports import format_comparison, format_report
+from csc_hf.evaluation.scoring import Scores, score_trials, write_scores
 from csc_hf.evaluation.trial_files import read_trials, write_trials
-from csc_hf.evaluation.trials import BASIC_CONDITIONS, CONDITIONS, TrialSet, build_trials, decodable
-from csc_hf.evaluation.verification import Scores, calibrate, measure, score_trials, write_scores
+from csc_hf.evaluation.trial_set import BASIC_CONDITIONS, CONDITIONS, TrialSet
+from csc_hf.evaluation.trials import build_trials, decode_usable
+from csc_hf.evaluation.verification import calibrate, measure
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,13 +103,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enrolment_recordings: int) -> TrialSet:
     """Build trials of a data set, and print what was left out."""
     columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
-    failures: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     noise = None
     if args.noise_data is not None:
         noise = stream_utterances(args.noise_data, args.split, args.audio_column_name, None, None, args.id_column_name)
-        noise = decodable(noise.rows(), failures)
+        noise = decode_usable(noise.rows(), left_out, needs_speaker=False)
     trials = build_trials(
-        decodable(stream_utterances(data, args.split, *columns).rows(), failures),
+        decode_usable(stream_utterances(data, args.split, *columns).rows(), left_out),
         args.seed,
         args.seconds,
         args.recordings,
@@ -116,7 +118,7 @@ def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enro
         args.max_speakers,
         enrolment_recordings,
     )
-    trials.audio_left_out.update(failures)
+    trials.audio_left_out.update(left_out)
     for what, names in (
         ("recordings", [f"{name} ({why})" for name, why in trials.audio_left_out.items()]),
         ("speakers with too little speech", trials.speakers_left_out),

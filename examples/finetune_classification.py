@@ -24,20 +24,19 @@ from transformers import EvalPrediction, Trainer, set_seed
 
 from csc_hf import CSCFeatureExtractor, CSCForSequenceClassification
 from csc_hf.audio import SAMPLING_RATE
-from csc_hf.data.reservoir import ReservoirConfig, SkippedRows, UnusableRow, usable_utterance
-from csc_hf.data.utterances import Row, label_or_none
+from csc_hf.data.reservoir import ANY_LENGTH, SkippedRows, UnusableRow, usable_utterance
+from csc_hf.data.utterances import Row, dataset_arguments, label_or_none
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import FinetuningArguments, load_model, parse_arguments, save, trainer_arguments
 
 logger = logging.getLogger(__name__)
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
-ANY_LENGTH = ReservoirConfig(min_seconds=1 / SAMPLING_RATE)
 
 
 @dataclass
 class Arguments(FinetuningArguments):
-    train_data: str = option("", "a glob pattern of Parquet files, or what `datasets.load_dataset` takes")
+    train_data: str = option("", "recordings with labels: a folder, Parquet files, or a data set on the Hub")
     train_split: str = option("train", "split of --train_data")
     eval_data: str | None = option(None, "as --train_data; if not given, --eval_share of the training data")
     eval_split: str = option("test", "split of --eval_data")
@@ -51,10 +50,7 @@ class Arguments(FinetuningArguments):
 
 def open_table(path: str, split: str, audio_column: str, label_column: str) -> tuple[Table, list[str]]:
     """The labelled rows of a split, with their audio alone, not decoded, and the label of each."""
-    options = {"path": path}
-    if path.endswith(".parquet"):
-        options = {"path": "parquet", "data_files": {split: path}}
-    table = load_dataset(split=split, **options)
+    table = load_dataset(split=split, **dataset_arguments(path, split))
     for name, column in (("audio", audio_column), ("label", label_column)):
         if column not in table.column_names:
             raise SystemExit(f"--{name}_column_name {column}: the data has {table.column_names}, name one of them")
@@ -137,8 +133,9 @@ class Recordings(Dataset):
         return {"waveform": waveform[start : start + num_samples], "labels": self.table[number]["labels"]}
 
     def usable(self) -> "Recordings":
-        """Without those that cannot be used."""
+        """Without those that cannot be used. Raises ValueError if there are too many of them."""
         usable = [number for number in range(len(self)) if self.decode(number) is not None]
+        self.skipped.end_epoch()
         return Recordings(self.table.select(usable), self.seconds, self.at_random, self.skipped)
 
 

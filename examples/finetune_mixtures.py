@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = create_accelerator(args.cpu_threads, mixed_precision=args.mixed_precision)
     set_seed(args.seed)
     speech = open_speech(args)
-    number_of = {utterance: speech.speakers.index(speaker) for utterance, speaker in speech.speaker_of.items()}
+    of_speaker = {speaker: number for number, speaker in enumerate(speech.speakers)}
+    number_of = {utterance: of_speaker[speaker] for utterance, speaker in speech.speaker_of.items()}
 
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     pretrained = load_model(CSCForPreTraining, args.model, **options)

@@ -24,7 +24,7 @@ from csc_hf.data.mixing import MixingConfig, draw_group
 from csc_hf.evaluation.embedders import XVectorEmbedder
 from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.scoring import score_trials
-from csc_hf.evaluation.trials import TrialSet
+from csc_hf.evaluation.trial_set import TrialSet
 from csc_hf.evaluation.verification import measure
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import (

@@ -53,6 +53,10 @@ class ReservoirConfig:
             raise ValueError(f"max_skipped={self.max_skipped}: must be between 0 and 1")
 
 
+ANY_LENGTH = ReservoirConfig(min_seconds=1 / SAMPLING_RATE)
+"""For evaluation and classification: no recording is too short."""
+
+
 class UnusableRow(ValueError):
     """Why a row is skipped: one of REASONS, and details."""
 

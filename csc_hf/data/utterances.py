@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+import fsspec
 import numpy as np
-from datasets import Audio, ClassLabel, IterableDataset, load_dataset
+from datasets import Audio, ClassLabel, IterableDataset, get_dataset_split_names, load_dataset
 from datasets.data_files import get_data_patterns
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 
@@ -28,6 +29,9 @@ BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 NO_LABEL = {"", "nan", "<na>", "none", "null"}
 """What a missing label looks like once it has been written as text, in lower case."""
+
+URL = "://"
+"""What tells a path on another file system from one on this machine."""
 
 FOLDER = "folder:"
 """Prefix of a column name that stands for a folder of the audio's path, see `stream_utterances`."""
@@ -63,7 +67,7 @@ class Row:
 
     def decode(self) -> Utterance:
         """Decode the audio. Raises ValueError if that fails."""
-        return Utterance(self.id, decode_audio(self.audio), self.speaker, self.source)
+        return Utterance(self.id, decode_audio(_fetch(self.audio)), self.speaker, self.source)
 
 
 HasId = TypeVar("HasId", Row, Utterance)
@@ -138,18 +142,42 @@ def stream_utterances(
         ValueError: a column is missing.
         Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
+    dataset = load_dataset(split=split, streaming=True, **dataset_arguments(name_or_path, split, **load_options))
+    return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+
+
+def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_options) -> dict[str, Any]:
+    """Arguments of `datasets.load_dataset`, apart from the split itself, for what `stream_utterances` takes.
+
+    An existing path is a path, whatever its letters; anything else may be a pattern.
+    """
     path = os.fspath(name_or_path)
     builder = BUILDERS.get(os.path.splitext(path)[1])
     if builder is not None:
-        # An existing file is itself, whatever its name. Anything else may be a pattern.
         files = glob.escape(path) if os.path.isfile(path) else path
-        load_options = {"path": builder, "data_files": {split: files}} | load_options
-    elif os.path.isdir(path) and glob.has_magic(os.path.abspath(path)) and "data_files" not in load_options:
-        load_options = _files_of_folder(os.path.abspath(path)) | load_options
-    else:
-        load_options = {"path": path} | load_options
-    dataset = load_dataset(split=split, streaming=True, **load_options)
-    return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+        return {"path": builder, "data_files": {split: files}} | load_options
+    if _looks_like_pattern(path) and "data_files" not in load_options:
+        return _files_of_folder(os.path.abspath(path)) | load_options
+    return {"path": path} | load_options
+
+
+def split_names(name_or_path: str | os.PathLike) -> list[str]:
+    """The splits of a dataset that `stream_utterances` can read. Files and patterns have none.
+
+    Raises:
+        Exception: whatever `datasets` raises if there is no such data.
+    """
+    path = os.fspath(name_or_path)
+    if os.path.splitext(path)[1] in BUILDERS:
+        return []
+    if _looks_like_pattern(path):
+        return list(_files_of_folder(os.path.abspath(path))["data_files"])
+    return get_dataset_split_names(path)
+
+
+def _looks_like_pattern(path: str) -> bool:
+    """Whether `datasets` would take a folder for a glob pattern."""
+    return os.path.isdir(path) and glob.has_magic(os.path.abspath(path))
 
 
 def _files_of_folder(folder: str) -> dict[str, Any]:
@@ -234,10 +262,10 @@ class UtteranceStream:
         """
         return Rows(self, epoch, share, num_shares, state)
 
-    def row(self, values: Mapping[str, Any]) -> Row:
-        """Make a row from the values that `datasets` gives."""
+    def row(self, values: Mapping[str, Any], number: int) -> Row:
+        """Make a row from the values that `datasets` gives. Without an id and readable audio, `number` names it."""
         audio = _value(values, self.audio_column)
-        name = self._label(values, self.id_column) or _content_id(audio)
+        name = self._label(values, self.id_column) or _content_id(audio) or f"row {number}"
         speaker, source = self._label(values, self.speaker_column), self._label(values, self.source_column)
         if self.corpus is not None:
             name = f"{self.corpus}:{name}"
@@ -313,7 +341,7 @@ class Rows:
             self._state = None  # no longer where it began
             self._number += 1
             if (self._number - 1) % self._every == self._offset:
-                return self._utterances.row(values)
+                return self._utterances.row(values, self._number)
 
     def state_dict(self) -> Mapping[str, Any] | None:
         """Plain numbers and strings. None at the beginning."""
@@ -345,18 +373,42 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 
 def _path(audio: Any) -> str | None:
-    """The path of an undecoded audio value, if it has one."""
+    """The path of an undecoded audio value, if it has one; in an archive, the path there."""
     path = audio.get("path") if isinstance(audio, Mapping) else audio
-    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(path, str | os.PathLike):
+        return None
+    path = os.fspath(path)
+    return path.split("::")[0] if URL in path else path  # zip://folder/file.flac::path/to/archive.zip
 
 
-def _content_id(audio: Any) -> str:
-    """An id for audio without one: its path, or a hash of its bytes or samples."""
+def _fetch(audio: Any) -> Any:
+    """The same audio; a file on another file system (the Hub, an archive), which `decode_audio` cannot open, is read.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = audio
     if isinstance(audio, Mapping):
-        audio = next((audio[key] for key in ("bytes", "path", "array") if audio.get(key) is not None), b"")
+        path = None if any(audio.get(key) is not None for key in ("bytes", "array")) else audio.get("path")
+    if not isinstance(path, str) or URL not in path:
+        return audio
+    try:
+        with fsspec.open(path) as file:
+            return {"bytes": file.read(), "path": path}
+    except (FileNotFoundError, KeyError) as error:  # the latter: it is not in the archive
+        raise ValueError(f"no audio file at {path!r}") from error
+
+
+def _content_id(audio: Any) -> str | None:
+    """An id for audio without one: its path, or a hash of its bytes or samples. None if there is no audio."""
+    if isinstance(audio, Mapping):
+        audio = next((audio[key] for key in ("bytes", "path", "array") if audio.get(key) is not None), None)
     if isinstance(audio, str):
         return audio
     if not isinstance(audio, bytes | np.ndarray | list):  # already decoded by `datasets`
-        audio = decode_audio(audio)
+        try:
+            audio = decode_audio(audio)
+        except ValueError:
+            return None
     content = audio if isinstance(audio, bytes) else np.asarray(audio).tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -153,7 +153,7 @@ def write_scores(
     trials = scores.trials
     ids = [recording.id for recording in trials.recordings]
     enrolments = ["|".join(ids[number] for number in numbers) for numbers in trials.enrolments]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["condition", "enrolment", "test", "is_target", "score"] + ["llr"] * (calibrations is not None)

@@ -13,24 +13,23 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ..audio import SAMPLING_RATE, SILENCE_POWER, power
+from ..data.reservoir import ANY_LENGTH, UnusableRow, usable_utterance
 from ..data.utterances import Row, Utterance, check_unique_ids
-from .trial_set import BASIC_CONDITIONS, CONDITIONS, KINDS, Kind, Trials, TrialSet
-
-__all__ = ["BASIC_CONDITIONS", "CONDITIONS", "KINDS", "Kind", "TrialSet", "Trials", "build_trials", "decodable"]
+from .trial_set import BASIC_CONDITIONS, CONDITIONS, KINDS, Trials, TrialSet
 
 
-def decodable(rows: Iterable[Row], failures: dict[str, str]) -> Iterator[Utterance]:
-    """Decode rows (`stream_utterances(...).rows()`). Those that cannot be decoded are left out, and `failures` gets
-    their id and the reason.
+def decode_usable(rows: Iterable[Row], left_out: dict[str, str], needs_speaker: bool = True) -> Iterator[Utterance]:
+    """Decode rows (`stream_utterances(...).rows()`). Those that cannot be used are left out, and `left_out` gets their
+    id and the reason (`csc_hf.data.reservoir.usable_utterance`).
 
     Raises:
         ValueError: Two rows have the same id.
     """
     for row in check_unique_ids(rows):
         try:
-            yield row.decode()
-        except ValueError as error:
-            failures[row.id] = str(error)
+            yield usable_utterance(row, ANY_LENGTH, needs_speaker=needs_speaker)
+        except UnusableRow as error:
+            left_out[row.id] = str(error)
 
 
 def build_trials(

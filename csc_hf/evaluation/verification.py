@@ -4,9 +4,9 @@
 >>> trials = build_trials(stream_utterances("path/to/held_out"), conditions=list(CONDITIONS))
 >>> print(format_report(measure(score_trials(load_embedder("resemblyzer"), trials))))
 
-`csc_hf.evaluation.trials` defines recordings, signals, trials and conditions, `csc_hf.evaluation.embedders` what is
-measured here, `csc_hf.evaluation.scoring` how trials are scored. `FIGURES` is the one list of figures: to add one, add
-an entry to it, and results, reports and training follow.
+`csc_hf.evaluation.trial_set` defines recordings, signals, trials and conditions, `csc_hf.evaluation.embedders` what
+is measured here, `csc_hf.evaluation.scoring` how trials are scored. `FIGURES` is the one list of figures: to add one,
+add an entry to it, and results, reports and training follow.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,21 +20,8 @@ import torch
 from .calibration import Calibration, fit_calibration
 from .embedders import CSCEmbedder
 from .metrics import RocCurve, actual_dcf, bootstrap_interval, cllr, equal_error_rate
-from .scoring import Scores, score_trials, write_scores
+from .scoring import Scores, score_trials
 from .trial_set import BASIC_CONDITIONS, Trials, TrialSet
-
-__all__ = [
-    "FIGURES",
-    "TRAINING_FIGURES",
-    "Figure",
-    "Scores",
-    "calibrate",
-    "evaluate",
-    "measure",
-    "score_trials",
-    "training_figures",
-    "write_scores",
-]
 
 
 def evaluate(model: torch.nn.Module, trials: TrialSet, batch_size: int = 16, progress: bool = True) -> dict[str, Any]:

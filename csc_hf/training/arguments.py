@@ -25,16 +25,23 @@ from transformers.hf_argparser import string_to_bool
 
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import MixingConfig
+from ..data.utterances import BUILDERS
 from ..evaluation.verification import TRAINING_FIGURES
 
-DATA_SET_OPTIONS = {"path", "probability", "split", "name", "revision"}
-DATA_SET_OPTIONS |= {"audio_column", "speaker_column", "source_column", "id_column"}
-"""What a mapping in `train_data`, `eval_data`, `noise_data` and `impulse_response_data` may set."""
+_SOUND_OPTIONS = {"path", "split", "name", "revision", "audio_column"}
+_SPEECH_OPTIONS = _SOUND_OPTIONS | {"speaker_column", "source_column", "id_column"}
+DATA_SET_OPTIONS = {
+    "train_data": _SPEECH_OPTIONS | {"probability"},
+    "eval_data": _SPEECH_OPTIONS,
+    "noise_data": _SOUND_OPTIONS,
+    "impulse_response_data": _SOUND_OPTIONS,
+}
+"""What the mapping of a data set may set, by the option that names the data set."""
 
 SET_ELSEWHERE = {"num_identities", "num_sources"}
 """Fields of MixingConfig that have options of their own: `per_device_train_batch_size`, and the model's."""
 
-FILE_ENDINGS = (".parquet", ".tar")
+FILE_ENDINGS = tuple(BUILDERS)
 """Endings of paths and patterns that name files, which have no splits."""
 
 
@@ -277,7 +284,7 @@ def _read_yaml(
     parser: argparse.ArgumentParser, path: str | os.PathLike, nested: Mapping[str, Collection[str]]
 ) -> dict[str, Any]:
     """The options in a YAML file, with `model` and `mixing`. Exits where one is unknown, or not of its type."""
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         options = yaml.safe_load(file) or {}
     if not isinstance(options, dict):
         parser.error(f"{path} must be a mapping from options to their values")
@@ -286,11 +293,11 @@ def _read_yaml(
     _refuse_unknown(parser, path, "options", options, actions)
     for name, values in sections.items():
         _refuse_unknown(parser, path, name, values, nested[name])
-    for option in ("train_data", "eval_data", "noise_data", "impulse_response_data"):
+    for option, known in DATA_SET_OPTIONS.items():
         if isinstance(options.get(option), dict):
             data_sets = options[option] if option == "train_data" else {option: options[option]}
             for name, values in data_sets.items():
-                _refuse_unknown(parser, path, f"options of {name}", values, DATA_SET_OPTIONS)
+                _refuse_unknown(parser, path, f"options of {name}", values, known)
                 if "path" not in values:
                     parser.error(f"{path} gives no path of {name}")
     for name in {"eval_split", *(name for name in actions if name.endswith("_column_name"))} & options.keys():
@@ -328,4 +335,5 @@ def _check_value(
     expected = kinds.get(action.type, (str, dict) if action.dest.endswith("_data") else (str,))
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         names = {str: "text", dict: "a mapping", int: "an integer", float: "a number", bool: "true or false"}
-        parser.error(f"{given}: must be {' or '.join(names[kind] for kind in expected[:1])}")
+        shown = expected[:1] if float in expected else expected  # an integer is a number
+        parser.error(f"{given}: must be {' or '.join(names[kind] for kind in shown)}")

@@ -5,14 +5,11 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from datasets import get_dataset_split_names
-
-from ..audio import SAMPLING_RATE
 from ..data.mixing import MixingConfig
-from ..data.reservoir import ReservoirConfig, skip_unusable
+from ..data.reservoir import ANY_LENGTH, ReservoirConfig, skip_unusable
 from ..data.stream import MixtureStream, Shard, read_impulse_responses
-from ..data.utterances import Utterance, UtteranceStream, stream_utterances
-from .arguments import FILE_ENDINGS, PretrainingArguments
+from ..data.utterances import Utterance, UtteranceStream, split_names, stream_utterances
+from .arguments import PretrainingArguments
 
 UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id_column": None}
 """Columns of noise and impulse responses."""
@@ -70,14 +67,14 @@ def open_held_out(args: PretrainingArguments) -> UtteranceStream:
 
 def only_split(path: str) -> str | None:
     """The name of the split of a data set that has a single one; None for others, and for files."""
-    splits = [] if path.endswith(FILE_ENDINGS) else get_dataset_split_names(path)
+    splits = split_names(path)
     return splits[0] if len(splits) == 1 else None
 
 
 def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]:
     """The utterances of speakers to verify, of any length. Rows that cannot be used are skipped, counted and named."""
     rows = itertools.chain.from_iterable(stream.rows() for stream in streams)
-    return skip_unusable(rows, ReservoirConfig(min_seconds=1 / SAMPLING_RATE), needs_speaker=True)
+    return skip_unusable(rows, ANY_LENGTH, needs_speaker=True)
 
 
 def open_mixtures(args: PretrainingArguments, num_sources: int, shard: Shard) -> MixtureStream:

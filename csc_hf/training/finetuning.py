@@ -21,7 +21,8 @@ from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import Clip, MixtureRecipe, mix
 from ..data.reservoir import Reservoir, ReservoirConfig
 from ..data.utterances import UtteranceStream, check_unique_ids
-from ..evaluation.trials import TrialSet, build_trials
+from ..evaluation.trial_set import TrialSet
+from ..evaluation.trials import build_trials
 from ..feature_extraction_csc import CSCFeatureExtractor
 from .arguments import FILE_ENDINGS, HelpFormatter, option
 from .checkpoints import begin_folder, move_files

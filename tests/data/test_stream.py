@@ -492,7 +492,7 @@ def test_processes_draw_the_same_kinds(corpus):
 
 
 def test_a_speaker_is_one_identity_in_all_processes(tmp_path):
-    """Or the contrast over processes would push a speaker away from itself."""
+    """Or the contrast over processes would push a speaker away from themselves."""
     folder = write(tmp_path, make_rows(60), shards=2)
     config = MixingConfig(num_identities=5, seconds=0.1, supervision="speaker", speed_probability=0.5)
     speakers = {row["id"]: row["speaker_id"] for row in make_rows(60)}

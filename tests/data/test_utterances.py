@@ -2,6 +2,7 @@
 import io
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,15 @@ import soundfile
 from datasets import IterableDataset
 from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
 
-from csc_hf.data.utterances import Row, UtteranceStream, check_unique_ids, label_or_none, stream_utterances
+from csc_hf.data.reservoir import ReservoirConfig, skip_unusable
+from csc_hf.data.utterances import (
+    Row,
+    UtteranceStream,
+    check_unique_ids,
+    label_or_none,
+    split_names,
+    stream_utterances,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +84,22 @@ def test_without_an_id_column_the_id_follows_from_the_audio(tmp_path):
     assert len(first) == 6 and first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_rows_without_audio_and_id_are_told_apart(tmp_path):
+    """They end no run: decoding them says what is missing."""
+    rows = make_rows(5)
+    rows[1]["audio"] = None
+    rows[2]["audio"] = rows[3]["audio"] = {"bytes": None, "path": None}
+    utterances = stream_utterances(write(tmp_path, rows), id_column=None)
+    names = [row.id for row in check_unique_ids(utterances.rows())]
+    assert names[1:4] == ["row 2", "row 3", "row 4"]
+    assert [
+        u.speaker for u in skip_unusable(utterances.rows(), ReservoirConfig(min_seconds=0.01, max_skipped=1.0))
+    ] == [
+        rows[0]["speaker_id"],
+        rows[4]["speaker_id"],
+    ]
 
 
 @pytest.mark.parametrize("argument", ["audio_column", "speaker_column", "source_column", "id_column"])
@@ -229,6 +254,22 @@ def test_speakers_of_sessions(tmp_path, caplog):
             stream_utterances(tmp_path, **FILE_COLUMNS | {"speaker_column": wrong})
 
 
+def test_files_in_an_archive(tmp_path):
+    """They are on another file system, like those of a data set of audio files on the Hub."""
+    rows = make_rows(3)
+    archive = shutil.make_archive(str(tmp_path / "speech"), "zip", write_sessions(tmp_path / "files", rows))
+    options = {"data_files": {"train": archive}, "drop_labels": True}
+    utterances = stream_utterances("audiofolder", **FILE_COLUMNS | {"speaker_column": "folder:2"}, **options)
+    found = {utterance.id.split("::")[0].split("/")[-1]: utterance for utterance in utterances}
+    for row in rows:
+        utterance = found[f"{row['id']}.flac"]
+        expected, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+        np.testing.assert_array_equal(utterance.waveform, expected)
+        assert utterance.speaker == row["speaker_id"]
+    with pytest.raises(ValueError, match="no audio file at 'zip://nobody.flac::"):
+        Row("nobody", f"zip://nobody.flac::{archive}").decode()
+
+
 def test_folders_of_paths_in_parquet(tmp_path, caplog):
     rows = make_rows(2)
     rows[0]["audio"]["path"], rows[1]["audio"]["path"] = "id7/5r0d/1.wav", "1.wav"
@@ -252,3 +293,4 @@ def test_an_existing_path_is_a_path(tmp_path, form):
         assert sorted(row.id.split("/")[-1].split(".")[0] for row in stream_utterances(path, **columns).rows()) == [
             f"utt-{number}" for number in range(6)
         ]
+        assert split_names(path) == (["train"] if path.is_dir() else [])

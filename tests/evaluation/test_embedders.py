@@ -32,8 +32,9 @@ from csc_hf.evaluation.embedders import (
     XVectorEmbedder,
     load_embedder,
 )
+from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trials import build_trials
-from csc_hf.evaluation.verification import measure, score_trials
+from csc_hf.evaluation.verification import measure
 
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7)
 

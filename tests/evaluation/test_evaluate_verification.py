@@ -142,6 +142,7 @@ def test_a_calibration_is_stored_where_pipelines_find_it(script, data, model, tm
 def test_several_recordings_enrol_and_what_is_left_out_is_told(script, data, model, tmp_path, capsys):
     rows = make_rows(8) + [{"id": "broken", "audio": {"bytes": b"?"}, "speaker_id": "speaker-0", "source": "studio"}]
     rows.append({"id": "silent", "audio": {"bytes": encode(np.zeros(900))}, "speaker_id": "new", "source": "studio"})
+    rows.append(rows[0] | {"id": "nobody", "speaker_id": None})
     for row in rows:
         row["audio"].setdefault("path", None)
     path = f"{write(tmp_path / 'rows', rows)}/*.parquet"
@@ -151,7 +152,8 @@ def test_several_recordings_enrol_and_what_is_left_out_is_told(script, data, mod
     )
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].startswith("mix0 ") and "mix0_mix0" not in out
-    assert "2 recordings left out, such as " in err and "silent (is silent)" in err and "broken (cannot decode" in err
+    assert "3 recordings left out, such as broken (not decodable (cannot decode" in err
+    assert "silent (silent), nobody (no speaker)" in err
     assert "1 speakers with too little speech left out, such as speaker-2" in err
 
 

@@ -10,7 +10,8 @@ from tones import RATE, SAMPLES, SECONDS, SOURCES, clip, clips_of, tone
 
 from csc_hf.data.utterances import Row, Utterance
 from csc_hf.evaluation.trial_files import read_trials, write_trials
-from csc_hf.evaluation.trials import CONDITIONS, KINDS, build_trials, decodable
+from csc_hf.evaluation.trial_set import CONDITIONS, KINDS
+from csc_hf.evaluation.trials import build_trials, decode_usable
 
 
 def test_trials_depend_on_the_seed_and_not_on_the_order_of_the_clips():
@@ -337,11 +338,13 @@ def test_audio_that_is_of_no_use_is_left_out_and_named():
     assert trials.sha256 == build_trials(clips_of(), seconds=SECONDS).sha256
 
 
-def test_rows_that_cannot_be_decoded_are_left_out_and_named():
-    rows = [Row("good", tone(0, 100, 0)), Row("bad", b"no audio"), Row("fine", tone(1, 100, 0))]
-    failures = {}
-    assert [utterance.id for utterance in decodable(rows, failures)] == ["good", "fine"]
-    assert list(failures) == ["bad"] and "cannot decode" in failures["bad"]
+def test_rows_that_cannot_be_used_are_left_out_and_named():
+    rows = [Row("good", tone(0, 100, 0), "a"), Row("bad", b"no audio", "a"), Row("nobody", tone(1, 100, 0))]
+    left_out = {}
+    assert [utterance.id for utterance in decode_usable(rows, left_out)] == ["good"]
+    assert list(left_out) == ["bad", "nobody"] and "cannot decode" in left_out["bad"]
+    assert left_out["nobody"] == "no speaker"
+    assert [utterance.id for utterance in decode_usable(rows, {}, needs_speaker=False)] == ["good", "nobody"]
 
 
 def test_settings_that_give_no_trials_are_named():

@@ -13,6 +13,7 @@ from csc_hf import CSCConfig, CSCForPreTraining, CSCForSpeechSeparation, CSCMode
 from csc_hf.evaluation.embedders import CSCEmbedder, MFCCEmbedder, Slots
 from csc_hf.evaluation.metrics import as_norm, bootstrap_interval, cllr, equal_error_rate, min_dcf
 from csc_hf.evaluation.reports import format_comparison, format_report
+from csc_hf.evaluation.scoring import score_trials, write_scores
 from csc_hf.evaluation.trial_files import read_trials, write_trials
 from csc_hf.evaluation.trials import build_trials
 from csc_hf.evaluation.verification import (
@@ -22,9 +23,7 @@ from csc_hf.evaluation.verification import (
     calibrate,
     evaluate,
     measure,
-    score_trials,
     training_figures,
-    write_scores,
 )
 
 

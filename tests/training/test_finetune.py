@@ -418,11 +418,19 @@ def test_rows_that_cannot_be_used_are_skipped_and_named(name, tones, tmp_path, c
 def test_a_label_with_a_single_recording_is_trained_on(tones, tmp_path, caplog):
     rows = rows_of(tones)
     rows[5]["speaker_id"] = "rare"
-    write(tmp_path, rows)
+    folder = write(tmp_path / "my [1] data", rows)  # no pattern
     module = script("classification")
-    train, held_out = module.load_tables(module.Arguments(train_data=str(tmp_path / "*.parquet")))
+    train, held_out = module.load_tables(module.Arguments(train_data=str(folder)))
     rare = train.features["labels"].str2int("rare")
     assert rare in train["labels"] and rare not in held_out["labels"] and "1 labels have a single" in caplog.text
+
+
+def test_held_out_recordings_that_are_all_broken_are_refused(tones, tmp_path):
+    rows = [row | {"audio": {"bytes": b"not audio", "path": None}} for row in rows_of(tones)[:6]]
+    module = script("classification")
+    table, _ = module.open_table(str(write(tmp_path, rows)), "train", "audio", "speaker_id")
+    with pytest.raises(ValueError, match="6 of 6 rows, up to row 6, cannot be used"):
+        module.Recordings(table, seconds=1.0, at_random=False).usable()
 
 
 @pytest.mark.parametrize("name", ["verification", "diarization", "mixtures"])

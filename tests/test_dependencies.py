@@ -17,6 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # The first that fits a file is the extra that its imports have to be in; "" is the core.
 AREAS = {
+    "csc_hf/cli": "cli",
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",

@@ -72,6 +72,13 @@ class Commands(typer.core.TyperGroup):
                 discard_output()
         sys.exit(status or 0)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # typer would exit with 1, which means different voices
+            discard_output()
+            raise typer.Exit(PIPE_CLOSED) from error
+
 
 def discard_output() -> None:
     """Python flushes standard output once more as it ends, and would complain where that cannot be written."""
@@ -117,18 +124,18 @@ def manual(
     csc-hf extract meeting.wav --enrol anna.wav --out anna-only.wav
     ```
 
-    **Recordings** are audio files of any length and sampling rate, folders that are searched for them, and glob patterns.
-    A path that exists is a path, whatever its letters. `-` is standard input.
+    **Recordings** are audio files of any length and sampling rate, folders that are searched for them, and glob
+    patterns. A path that exists is a path, whatever its letters. `-` is standard input.
 
-    **The model** is `--model`: a folder, or a name on the Hub. Without it, it is `$CSC_HF_MODEL`; else csc-small, from a
-    clone of the repository or from the cache of the Hub.
+    **The model** is `--model`: a folder, or a name on the Hub. Without it, it is `$CSC_HF_MODEL`; else csc-small,
+    from a clone of the repository or from the cache of the Hub.
 
-    **Results** go to standard output: a table on a terminal, lines with tabs elsewhere, and JSON with `--json`, an object
-    a line. Progress and errors go to standard error.
+    **Results** go to standard output: a table on a terminal, lines with tabs elsewhere, and JSON with `--json`, an
+    object a line. Progress and errors go to standard error.
 
-    **Exit status**: 0 done (`verify`: same voice), 1 different voices (`verify` only), 2 an error, 3 nothing decided (`verify`
-    only), 130 interrupted, 141 nobody reads the output. Where one of several recordings cannot be used, the others
-    are, and the status is 2.
+    **Exit status**: 0 done (`verify`: same voice), 1 different voices (`verify` only), 2 an error, 3 nothing
+    decided (`verify` only), 130 interrupted, 141 nobody reads the output. Where one of several recordings cannot
+    be used, the others are, and the status is 2.
 
     `csc-hf COMMAND --help` explains a command.
     """
@@ -148,7 +155,7 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder of a CSC model, or its name on the Hub.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
-Files = Annotated[list[str], typer.Argument(metavar="FILES...", help="Files, folders, glob patterns, or -.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILES", help="Files, folders, glob patterns, or -.")]
 Store = Annotated[Path, typer.Option("--store", "-s", metavar="FILE", help="Store of voices, a .safetensors file.")]
 Threshold = Annotated[
     float | None, typer.Option(help="Lowest score that counts as the same voice. Replaces the model's calibration.")
@@ -183,8 +190,8 @@ def default_model() -> str:
     if names:
         raise ValueError(f"the cache holds {', '.join(names)}: choose one by --model or ${MODEL_VARIABLE}")
     raise ValueError(
-        f"no model: {SHIPPED_MODEL} is neither in a clone around csc_hf nor in the cache of the Hub. Give --model FOLDER or "
-        f"--model USER/NAME, or set {MODEL_VARIABLE}"
+        f"no model: {SHIPPED_MODEL} is neither in a clone of the repository nor in the cache of the Hub. Give "
+        f"--model FOLDER or --model USER/NAME, or set {MODEL_VARIABLE}"
     )
 
 
@@ -203,6 +210,8 @@ def check_model(name: str | None) -> str:
         config, _ = CSCConfig.get_config_dict(name)
     except OSError as error:
         raise ValueError(f"cannot load a model from {name!r}: {explain(error)}") from error
+    if not config:
+        raise ValueError(f"cannot load a model from {name!r}: it holds no config.json")
     if config.get("model_type") != CSCConfig.model_type:
         raise ValueError(f"{name!r} is no CSC model but of type {config.get('model_type')!r}: choose another --model")
     return name
@@ -213,11 +222,12 @@ def load_pipeline(task: str, name: str, **options: Any) -> Any:
 
     from .. import pipelines  # noqa: F401 (registers the tasks)
 
-    return transformers.pipeline(task, model=name, **options)
+    create: Any = transformers.pipeline  # its types know the tasks of Transformers only
+    return create(task, model=name, **options)
 
 
 @contextlib.contextmanager
-def recordings(*arguments: Sequence[str]) -> Iterator[list[list[Recording]]]:
+def opened(*arguments: Sequence[str]) -> Iterator[list[list[Recording]]]:
     """The recordings that each list of arguments names. Within, standard input is a file."""
     with tempfile.TemporaryDirectory(prefix="csc-hf-") as folder:
         if sum(argument == STDIN for group in arguments for argument in group) > 1:
@@ -314,7 +324,7 @@ def by_name(*groups: Sequence[Recording]) -> Iterator[None]:
 
 
 class Table:
-    """Rows that are printed as they come where standard output is no terminal, with tabs; on a terminal, at the end."""
+    """Rows that are printed at the end on a terminal, and elsewhere as they come, with tabs."""
 
     def __init__(self, *columns: str):
         self._rows: list[tuple[str, ...]] = []
@@ -381,7 +391,7 @@ def embed(
     The safetensors file holds `embeddings` (recordings, slots, size) and `activity` (recordings, slots), with the
     recordings' names as the JSON list `files` in its metadata. Without `--out` and `--json`, the activities are shown.
     """
-    with recordings(files) as (found,):
+    with opened(files) as (found,):
         name = check_model(model)
         import safetensors.torch
         import torch
@@ -445,14 +455,14 @@ def verify(
     csc-hf verify anna.wav call.wav && echo "It is Anna."
     ```
 
-    The score is a cosine, the llr a log-likelihood ratio (natural logarithm) by the calibration of the model. A decision
-    holds for conditions like those of its calibration. `--json` prints one object with `score`, `llr`, `decision`, `threshold`,
-    `condition`, `silent` and `several_speakers`.
+    The score is a cosine, the llr a log-likelihood ratio (natural logarithm) by the calibration of the model. A
+    decision holds for conditions like those of its calibration. `--json` prints one object with `score`, `llr`,
+    `decision`, `threshold`, `condition`, `silent` and `several_speakers`.
 
-    Exit status: 0 same voice, 1 different voices, 2 an error, 3 nothing decided: a recording is silent, or there is neither
-    calibration nor threshold.
+    Exit status: 0 same voice, 1 different voices, 2 an error, 3 nothing decided: a recording is silent, or there
+    is neither calibration nor threshold.
     """
-    with recordings([enrolment], [test]) as (enrolled, tests):
+    with opened([enrolment], [test]) as (enrolled, tests):
         if len(tests) > 1:
             raise ValueError(f"B, {test!r}, holds {len(tests)} recordings: give one")
         pipe = load_pipeline(
@@ -504,14 +514,15 @@ def enrol(
     csc-hf enrol Ben recordings/ben/ --store voices.safetensors
     ```
 
-    In each recording, the main voice is the one to enrol. The store is made if there is none. It belongs to the model that
-    it was made with. Names are unique: `--replace` replaces a voice. Voices are biometric data: have people's consent.
+    In each recording, the main voice is the one to enrol. The store is made if there is none. It belongs to the
+    model that it was made with. Names are unique: `--replace` replaces a voice. Voices are biometric data: have
+    people's consent.
     """
     if not name.strip():
         raise ValueError("the name is empty: give the voice a name")
     if not store.resolve().parent.is_dir():
         raise ValueError(f"no folder {str(store.parent)!r} for the store: make it first")
-    with recordings(files) as (found,):
+    with opened(files) as (found,):
         model_name = check_model(model)
         from .store import VoiceStore, fingerprint
 
@@ -565,10 +576,11 @@ def identify(
     csc-hf identify "calls/**/*.wav" --store voices.safetensors --json
     ```
 
-    Each recording is compared with all voices of the store. The table has a line for each voice, best first; `--json` prints
-    an object for each recording with the list `voices`, whose entries have `speaker`, `score`, `llr` and `decision` as in `verify`.
+    Each recording is compared with all voices of the store. The table has a line for each voice, best first;
+    `--json` prints an object for each recording with the list `voices`, whose entries have `speaker`, `score`,
+    `llr` and `decision` as in `verify`.
     """
-    with recordings(files) as (found,):
+    with opened(files) as (found,):
         if not store.is_file():
             raise ValueError(f"no store {str(store)!r}: make one with csc-hf enrol")
         name = check_model(model)
@@ -596,7 +608,7 @@ def identify(
 
 @app.command()
 def separate(
-    files: Annotated[list[str], typer.Argument(metavar="MIX...", help="Files, folders, glob patterns, or -.")],
+    files: Annotated[list[str], typer.Argument(metavar="MIX", help="Files, folders, glob patterns, or -.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write to, made if needed.")],
     as_json: Json = False,
     model: Model = None,
@@ -608,23 +620,23 @@ def separate(
     csc-hf separate meeting.wav --out separated
     ```
 
-    writes `separated/meeting-1.wav`, `separated/meeting-2.wav`, … as 32-bit floats at the sampling rate of the model. Recordings
-    of any length take constant memory. The files add up to the recording; where a sample would clip, all of a recording's
-    files are turned down by one gain, which `--json` reports. A slot whose activity is below zero holds nobody.
+    writes `separated/meeting-1.wav`, `separated/meeting-2.wav`, … as 32-bit floats at the sampling rate of the
+    model. Recordings of any length take constant memory. Levels are those at which the files best add up to the
+    recording; where a sample would clip, all of its files are turned down by one gain, which `--json` reports. A
+    slot whose activity is below zero holds nobody.
     """
-    with recordings(files) as (found,):
-        out.mkdir(parents=True, exist_ok=True)
+    with opened(files) as (found,):
         stems: dict[str, Recording] = {}
         for recording in found:
-            if recording.stem in stems:
+            if (other := stems.setdefault(recording.stem, recording)) is not recording:
                 raise ValueError(
-                    f"{stems[recording.stem].name!r} and {recording.name!r} would be written to the same files: separate them "
-                    "into different folders"
+                    f"{other.name!r} and {recording.name!r} would be written to the same files: separate them into "
+                    "different folders"
                 )
-            stems[recording.stem] = recording
         pipe = load_pipeline("speech-separation", check_model(model))
         from .files import separate_to_files
 
+        out.mkdir(parents=True, exist_ok=True)
         slots = range(pipe.model.config.num_sources)
         targets = {recording: [out / f"{stem}-{slot + 1}.wav" for slot in slots] for stem, recording in stems.items()}
         check_targets([target for of_one in targets.values() for target in of_one], found)
@@ -666,10 +678,11 @@ def extract(
     cat meeting.flac | csc-hf extract - -e anna.wav -o - > anna-only.wav
     ```
 
-    The score is the cosine of the two. A low one says that the voice is probably not there: what is written is the voice most
-    like it all the same. Files are 32-bit floats where the format has them, take constant memory, and never clip.
+    The score is the cosine of the two. A low one says that the voice is probably not there: what is written is the
+    voice most like it all the same. Files are 32-bit floats where the format has them, take constant memory, and
+    never clip.
     """
-    with recordings([mix], target) as (mixes, enrolments):
+    with opened([mix], target) as (mixes, enrolments):
         if len(mixes) > 1:
             raise ValueError(f"MIX, {mix!r}, holds {len(mixes)} recordings: give one")
         if out == STDIN and as_json:
@@ -776,8 +789,8 @@ def card(
         --name user/mine --out runs/mine/README.md
     ```
 
-    `--json` prints an object with the facts of the model (`model`, `architecture`, `parameters`, `slots`, `embedding_size`,
-    `sampling_rate`, `calibrations`) and the text of the card.
+    `--json` prints an object with the facts of the model (`model`, `architecture`, `parameters`, `slots`,
+    `embedding_size`, `sampling_rate`, `calibrations`) and the text of the card.
     """
     model_name = check_model(model)
     text = read_card(model_name) if results is None else new_card(model_name, results, name)

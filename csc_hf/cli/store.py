@@ -127,7 +127,9 @@ def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:
         if getattr(model.config, name) != getattr(defaults, name)
     }
     digest = hashlib.sha256(json.dumps([enrolment, settings], sort_keys=True).encode())
-    parts = [model.base_model, *([model.aggregator] if enrolment == "attention" else [])]
+    parts: list[torch.nn.Module] = [model.base_model]
+    if enrolment == "attention":
+        parts.append(model.get_submodule("aggregator"))
     for part in parts:
         for name, tensor in part.state_dict().items():
             if not name.startswith(SEPARATOR):

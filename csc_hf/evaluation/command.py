@@ -100,8 +100,8 @@ def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enro
     failures: dict[str, str] = {}
     noise = None
     if args.noise_data is not None:
-        noise = stream_utterances(args.noise_data, args.split, args.audio_column_name, None, None, args.id_column_name)
-        noise = decodable(noise.rows(), failures)
+        of_noise = args.split, args.audio_column_name, None, None, args.id_column_name
+        noise = decodable(stream_utterances(args.noise_data, *of_noise).rows(), failures)
     trials = build_trials(
         decodable(stream_utterances(data, args.split, *columns).rows(), failures),
         args.seed,

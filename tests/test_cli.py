@@ -183,6 +183,7 @@ ERRORS = {
     "folder of a file": ("extract a.wav --enrol b.wav --out no/x.wav", "no folder 'no'"),
     "over the input": ("extract a.wav --enrol b.wav --out b.wav", "'b.wav' would be written over the recording"),
     "JSON in the audio": ("extract a.wav --enrol b.wav --out - --json", "--json and --out -"),
+    "JSON in the embeddings": ("embed a.wav --out - --json", "--json and --out -"),
     "one stem": ("separate a.wav empty/../a.flac --out out", "'a.wav' and 'empty/../a.flac'"),
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
@@ -540,14 +541,26 @@ class Terminal(io.StringIO):
 def test_progress_is_for_terminals(model, audio, monkeypatch):
     found = [inputs.Recording(audio / f"{name}.wav", name) for name in ("a", "b", "broken")]
     encoder = CSCModel.from_pretrained(model).eval()
+
+    def work(recording):
+        embed_audio(encoder, recording.path)
+        print("done", recording.name)
+
     for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        status = cli.for_each(
-            cli.Progress("embedding", encoder, found), lambda recording: embed_audio(encoder, recording.path)
-        )
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+        status = cli.for_each(cli.Progress("embedding", encoder, found), work)
         assert status == 2 and "cannot decode 'broken'" in stream.getvalue()
         assert ("embedding" in stream.getvalue() and "100%" in stream.getvalue()) == is_shown
+        assert sys.stdout.getvalue() == "done a\ndone b\n"
     assert not encoder._forward_hooks
+
+
+def test_no_binary_data_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(ValueError, match="would write binary data to the terminal"):
+        cli.check_stdout("-")
+    cli.check_stdout("file")
 
 
 def test_a_table_on_a_terminal(monkeypatch):

@@ -273,7 +273,10 @@ class Progress:
         self._lengths = {recording: seconds_of(recording) or self._step for recording in files}
         self._done = 0.0
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
+        # Lines on standard output would tear the bar where both are on the terminal; elsewhere they must go where
+        # they belong, and rich would print them on standard error too.
+        options = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+        self._bars = Bars(*columns, console=Console(stderr=True), **options)
         self._task = self._bars.add_task(what, total=sum(self._lengths.values()))
         self._model = model.base_model
 
@@ -391,6 +394,10 @@ def embed(
     The safetensors file holds `embeddings` (recordings, slots, size) and `activity` (recordings, slots), with the
     recordings' names as the JSON list `files` in its metadata. Without `--out` and `--json`, the activities are shown.
     """
+    if out is not None:
+        check_stdout(out)
+    if out == STDIN and as_json:
+        raise ValueError("--json and --out - would both write to standard output: choose one")
     with opened(files) as (found,):
         name = check_model(model)
         import safetensors.torch
@@ -690,6 +697,7 @@ def extract(
         from .files import check_format, separate_to_files
 
         check_format(out)
+        check_stdout(out)
         if out != STDIN:
             check_targets([Path(out)], [*mixes, *enrolments])
             if not Path(out).resolve().parent.is_dir():
@@ -712,6 +720,12 @@ def extract(
         print_json({"file": mixes[0].name, "out": out, **result, "gain": gain})
     elif out != STDIN:
         print(f"{out}: score {result['score']:.2f}, activity {result['activity']:.2f}")
+
+
+def check_stdout(out: str) -> None:
+    """Raise a ValueError if `out` is standard output and that is a terminal, which shows no binary data."""
+    if out == STDIN and sys.stdout.isatty():
+        raise ValueError("--out - would write binary data to the terminal: send standard output to a file or pipe")
 
 
 def check_targets(targets: Sequence[Path], sources: Sequence[Recording]) -> None:

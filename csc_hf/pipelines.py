@@ -21,7 +21,7 @@ from transformers.utils import logging
 from .audio import SILENCE_POWER, decode_audio, power
 from .configuration_csc import CSCConfig
 from .evaluation.calibration import Calibration, calibrated_conditions, check_enrolment
-from .long_audio import embed, separate
+from .long_audio import SeparatedAudio, embed, separate
 from .modeling_csc import CSCForPreTraining, CSCForSpeechSeparation, CSCModel, CSCPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -338,14 +338,16 @@ class SpeechSeparationPipeline(_CSCPipeline):
         result = {"sampling_rate": self.model.config.sampling_rate}
         if enrolment is None:
             return result | {"sources": audio.sources, "embeddings": audio.embeddings, "activity": audio.activity}
-        allowed = (audio.activity > 0) | (audio.activity == audio.activity.max())
-        scores = np.where(allowed, audio.embeddings @ enrolment.embedding, -np.inf)
-        best = int(scores.argmax())
-        return result | {
-            "source": audio.sources[best],
-            "activity": float(audio.activity[best]),
-            "score": float(scores[best]),
-        }
+        best, score = closest_slot(audio, enrolment)
+        return result | {"source": audio.sources[best], "activity": float(audio.activity[best]), "score": score}
+
+
+def closest_slot(audio: SeparatedAudio, enrolment: Enrolment) -> tuple[int, float]:
+    """The active slot that is most like an enrolled speaker, and the cosine of the two."""
+    allowed = (audio.activity > 0) | (audio.activity == audio.activity.max())
+    scores = np.where(allowed, audio.embeddings @ enrolment.embedding, -np.inf)
+    best = int(scores.argmax())
+    return best, float(scores[best])
 
 
 def _without_clipping(sources: np.ndarray, mixture: np.ndarray) -> np.ndarray:

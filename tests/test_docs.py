@@ -19,9 +19,11 @@ import soundfile
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner
 
 import csc_hf
-from csc_hf import CSCConfig
+from csc_hf import CSCConfig, cli
 from csc_hf.data.mixing import MixingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,12 +209,30 @@ def options(script: str) -> frozenset[str]:
     return frozenset(re.findall(r"(?<![\w-])--\w[\w.-]*\w", output.getvalue()))
 
 
+def cli_commands() -> set[str]:
+    return set(get_command(cli.app).commands)
+
+
+@functools.cache
+def command_options(name: str) -> frozenset[str]:
+    """The options in the help of a command of csc-hf."""
+    result = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    assert result.exit_code == 0, result.output
+    return frozenset(re.findall(r"(?<![\w-])--?\w[\w.-]*\w|-\w\b", result.output))
+
+
 LAUNCH_OPTIONS = {option for action in launch_command_parser()._actions for option in action.option_strings}
 EXTRAS = set(tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"])
 
 
 def check_command(words: list[str]) -> None:
     scripts = [word for word in words if re.fullmatch(r"(examples|benchmarks|model_cards)/[\w/]+\.py", word)]
+    if words[0] == "csc-hf":
+        assert words[1] in cli_commands(), f"csc-hf has no command {words[1]}"
+        for option in words[2:]:
+            if option.startswith("-") and option != "-":
+                assert option in command_options(words[1]), f"csc-hf {words[1]} has no {option}"
+        return
     if not scripts:
         for extra in re.findall(r"\[(\w+)\]", " ".join(words)) if "pip" in words else ():
             assert extra in EXTRAS, f"{words}: there is no extra {extra}"
@@ -239,6 +259,7 @@ def test_commands_have_these_options(monkeypatch):
             seen |= set(words)
     assert {"examples/pretrain.py", "examples/evaluate_verification.py", "benchmarks/run_all.py"} <= seen
     assert {"examples/finetune_mixtures.py", "benchmarks/verification/split_speakers.py"} <= seen
+    assert {"csc-hf", *cli_commands()} <= seen
 
 
 def test_every_field_of_the_configurations_is_an_option():
@@ -256,6 +277,8 @@ def test_a_wrong_command_is_found():
         "python examples/evaluate_verification.py --no_such_option 1",
         "accelerate launch --no_such_option examples/finetune_mixtures.py",
         'pip install -e ".[no_such_extra]"',
+        "csc-hf no_such_command",
+        "csc-hf verify a.wav b.wav --no_such_option",
     ):
         with pytest.raises(AssertionError, match="no_such"):
             check_command(shlex.split(command))

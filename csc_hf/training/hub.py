@@ -45,20 +45,24 @@ def save_repository(
     model.save_pretrained(folder)
     feature_extractor.save_pretrained(folder)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    card = ModelCard.from_template(
+    render_card(model, report, repo_id or folder.name).save(folder / "README.md")
+
+
+def render_card(model: PreTrainedModel, report: str, repo_id: str) -> ModelCard:
+    """The card of a CSC model. The arguments are those of `save_repository`."""
+    return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             tags=["speech", "speaker-verification", "speech-separation", "contrastive-separative-coding"],
             license="apache-2.0",
         ),
         template_path=str(CARD_TEMPLATE),
-        repo_id=repo_id or folder.name,
+        repo_id=repo_id,
         model_class=type(model).__name__,
         num_parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
         front_end=model.config.front_end,
         report=report,
     )
-    card.save(folder / "README.md")
 
 
 class BackgroundPush:

@@ -1,0 +1,97 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""What stands on the command line for recordings: files, folders, glob patterns, pipes and `-`."""
+
+import glob
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+EXTENSIONS = frozenset(
+    ".aif .aifc .aiff .au .caf .flac .m4a .mp3 .mp4 .oga .ogg .opus .rf64 .w64 .wav .webm .wma".split()
+)
+"""Files that are taken from a folder, by extension, in lower case. A file that is named itself can have any."""
+
+STDIN = "-"
+STDIN_NAME = "standard input"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An audio file.
+
+    Attributes:
+        path: where it can be read, as often as needed.
+        name: what users call it.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """What to call files that are made of it."""
+        return "stdin" if self.name == STDIN_NAME else Path(self.name).stem
+
+    def rename(self, message: str) -> str:
+        """A message that calls the recording by its name where it gave the path."""
+        return message.replace(repr(str(self.path)), repr(self.name))
+
+    def explain(self, error: Exception) -> str:
+        """The message of an error, with the name of the recording in it."""
+        message = self.rename(str(error))
+        return message if repr(self.name) in message else f"{self.name!r}: {message}"
+
+
+def find(arguments: Sequence[str], folder: Path) -> list[Recording]:
+    """The recordings that the arguments name, each once, in their order; those of a folder or pattern are sorted.
+
+    A path that exists is a path, whatever its letters. Pipes and `-`, standard input, are copied to files in `folder`,
+    since recordings are read more than once.
+
+    Raises:
+        ValueError: an argument names nothing that can be read.
+    """
+    found: dict[Path, Recording] = {}
+    for number, argument in enumerate(arguments):
+        if argument == STDIN or Path(argument).is_fifo():
+            recording = _copy_stream(argument, folder / f"stream-{number}")
+            found[recording.path] = recording
+            continue
+        for path in _paths(argument):
+            if not os.access(path, os.R_OK):
+                raise ValueError(f"{str(path)!r} cannot be read: check its permissions")
+            found.setdefault(path.resolve(), Recording(path, str(path)))
+    return list(found.values())
+
+
+def _paths(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.is_dir():
+        paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        if not paths:
+            raise ValueError(f"the folder {argument!r} holds no audio files ({', '.join(sorted(EXTENSIONS))})")
+        return paths
+    if path.exists():
+        return [path]
+    paths = sorted(Path(match) for match in glob.glob(argument, recursive=True) if os.path.isfile(match))
+    if not paths:
+        raise ValueError(f"no file, folder or match of {argument!r}: check the path")
+    return paths
+
+
+def _copy_stream(argument: str, target: Path) -> Recording:
+    """Copy standard input or a named pipe to a file."""
+    if argument != STDIN:
+        with open(argument, "rb") as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        return Recording(target, argument)
+    if sys.stdin.isatty():
+        raise ValueError("'-' reads audio from standard input, which is a terminal: pipe a file into it")
+    with target.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    if not target.stat().st_size:
+        raise ValueError("standard input holds no more audio: pipe one file into it, and give '-' once")
+    return Recording(target, STDIN_NAME)

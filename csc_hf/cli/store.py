@@ -1,0 +1,152 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Enrolled voices in a safetensors file, with what they depend on in its metadata.
+
+The tensors of voice 0 are `embedding.0` (embedding,) and, where speakers are enrolled by the cross-attention,
+`memory.0` (segments, hidden size). The metadata:
+
+- `format` "csc_hf.voices", `version` "1";
+- `voices`: a JSON list of `{"name": ..., "recordings": ...}`, one for each voice, with the number of recordings;
+- `model`: what the model was called, for messages; `fingerprint`: a hash of what its embeddings depend on;
+- `enrolment`: "mean" or "attention"; `sampling_rate`: in Hz.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..configuration_csc import CSCConfig
+from ..modeling_csc import CSCPreTrainedModel
+from ..pipelines import Enrolment
+
+FORMAT = "csc_hf.voices"
+VERSION = 1
+SEPARATOR = "separator."
+"""Prefix of the weights of `CSCModel` that no embedding depends on, and that some heads lack."""
+
+
+@dataclass
+class VoiceStore:
+    """Enrolled voices.
+
+    Attributes:
+        model: what the model that enrolled them was called.
+        fingerprint: from `fingerprint`.
+        enrolment: one of `csc_hf.evaluation.calibration.ENROLMENTS`.
+        sampling_rate: of the model, in Hz.
+        voices: by name.
+        recordings: the number of recordings of each voice.
+    """
+
+    model: str
+    fingerprint: str
+    enrolment: str
+    sampling_rate: int
+    voices: dict[str, Enrolment] = field(default_factory=dict)
+    recordings: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, voice: Enrolment, recordings: int) -> None:
+        """Add a voice, or replace the one of that name."""
+        self.voices[name] = voice
+        self.recordings[name] = recordings
+
+    def check_model(self, path: Path, model: CSCPreTrainedModel, name: str) -> None:
+        """Raise a ValueError unless `model`, which users call `name`, is the one that the voices are from."""
+        own = fingerprint(model, self.enrolment)
+        if own != self.fingerprint:
+            raise ValueError(
+                f"the voices in {str(path)!r} were enrolled with the model {self.model!r} ({self.fingerprint[:12]}), "
+                f"and this is {name!r} ({own[:12]}): give that one as --model, or enrol in a new store"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the store beside `path`, and rename it: whatever happens, `path` is complete."""
+        tensors, voices = {}, []
+        for number, (name, voice) in enumerate(self.voices.items()):
+            tensors[f"embedding.{number}"] = torch.from_numpy(voice.embedding).contiguous()
+            if voice.memory is not None:
+                tensors[f"memory.{number}"] = voice.memory.cpu().contiguous()
+            voices.append({"name": name, "recordings": self.recordings[name]})
+        metadata = {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "voices": json.dumps(voices),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "enrolment": self.enrolment,
+            "sampling_rate": str(self.sampling_rate),
+        }
+        write_aside(path, save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> "VoiceStore":
+        """Read a store.
+
+        Raises:
+            ValueError: the file is no store of voices, or is damaged, or is of a newer version.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"{str(path)!r} is no store of voices: give one that `csc-hf enrol` has written")
+                if int(metadata["version"]) > VERSION:
+                    raise ValueError(
+                        f"{str(path)!r} is a store of version {metadata['version']}, and this csc_hf knows version "
+                        f"{VERSION}: update csc_hf"
+                    )
+                store = cls(
+                    metadata["model"], metadata["fingerprint"], metadata["enrolment"], int(metadata["sampling_rate"])
+                )
+                keys = set(file.keys())
+                for number, voice in enumerate(json.loads(metadata["voices"])):
+                    memory = f"memory.{number}"
+                    enrolment = Enrolment(
+                        embedding=file.get_tensor(f"embedding.{number}").numpy(),
+                        memory=file.get_tensor(memory) if memory in keys else None,
+                        silent=False,
+                    )
+                    store.add(voice["name"], enrolment, voice["recordings"])
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is no store of voices, or is damaged: {error}") from error
+        return store
+
+
+def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:
+    """Hash of what the embeddings of a CSC model depend on: configuration and weights of its encoder, and of the
+    cross-attention where it enrols speakers. All heads of a checkpoint have the same. Calibrations do not count."""
+    defaults = CSCConfig()
+    settings = {
+        name: getattr(model.config, name)
+        for name in sorted(set(CSCConfig.__annotations__) - {"calibration"})
+        if getattr(model.config, name) != getattr(defaults, name)
+    }
+    digest = hashlib.sha256(json.dumps([enrolment, settings], sort_keys=True).encode())
+    parts: list[torch.nn.Module] = [model.base_model]
+    if enrolment == "attention":
+        parts.append(model.get_submodule("aggregator"))
+    for part in parts:
+        for name, tensor in part.state_dict().items():
+            if not name.startswith(SEPARATOR):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file under another name, flush it to the disk, and rename it to `path`."""
+    path = path.resolve()  # a link stays one
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,572 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command csc-hf: in this process where that is enough, and as a user's shell starts it."""
+
+import importlib.util
+import io
+import json
+import os
+import pickle
+import re
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save_file
+from speech import encode, make_rows, write
+from test_pipelines import calibrated
+from transformers import Wav2Vec2Config, pipeline
+from typer.testing import CliRunner
+
+from csc_hf import (
+    CSCConfig,
+    CSCFeatureExtractor,
+    CSCForPreTraining,
+    CSCForSpeechSeparation,
+    CSCModel,
+    __version__,
+    cli,
+)
+from csc_hf.cli import recordings as inputs
+from csc_hf.cli import store as stores
+from csc_hf.long_audio import embed as embed_audio
+from csc_hf.long_audio import separate as separate_audio
+
+ROOT = Path(__file__).resolve().parents[1]
+AUDIO = ROOT / "examples" / "audio"
+ANNA, BEN, MEETING = (str(AUDIO / f"{name}.flac") for name in ("anna", "ben", "meeting"))
+COMMANDS = ["embed", "verify", "enrol", "identify", "separate", "extract", "evaluate", "card"]
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A saved pre-training checkpoint without calibration."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = CSCConfig.tiny(front_end="stft", initializer_range=0.3)
+    CSCForPreTraining(config).save_pretrained(folder)
+    CSCFeatureExtractor(min_samples=config.segment_samples).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Recordings of noise, and what is no recording."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(RATE // 2), RATE, "FLOAT")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE // 2), RATE)
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), RATE, "FLOAT")
+    (tmp_path / "broken.wav").write_text("not audio")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def run(*arguments, status: int = 0, stdin: bytes | None = None):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], input=stdin, prog_name="csc-hf")
+    assert result.exit_code == status, (result.stdout, result.stderr)
+    return result
+
+
+def objects(result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def error_of(result) -> str:
+    """The message of a command that failed: one line on standard error."""
+    assert result.stderr.startswith("csc-hf: ") and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+# --- as the shell starts it ------------------------------------------------------------------------------------------
+
+
+def command(*arguments) -> list[str]:
+    """What the script that pip installs does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["csc-hf"].split(":")
+    code = f"import sys; from {module} import {function}; sys.argv[0] = 'csc-hf'; sys.exit({function}())"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def cpu_seconds(words: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_starts_fast():
+    assert cpu_seconds(command("--help")) < 1.5 * cpu_seconds([sys.executable, "-c", "import torch"])
+    check = "import atexit, sys; atexit.register(lambda: print(sorted({'torch', 'transformers'} & set(sys.modules))));"
+    words = command("verify", "--help")
+    words[2] = check + words[2]
+    printed = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert "csc-hf verify" in printed and printed.splitlines()[-1] == "[]"
+
+
+def test_nobody_reads_the_output(model, audio):
+    words = command("embed", audio / "a.wav", audio / "b.wav", "--json", "--model", model)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(300) == 141
+
+
+def test_interrupt():
+    with subprocess.Popen(command("embed", "-"), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(bytes(1_000_000))  # more than a pipe holds: once it is written, the command reads
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(300) == 130 and process.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk():
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command("--help"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert process.returncode == 2 and process.stderr == "csc-hf: No space left on device\n"
+
+
+def test_without_typer(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.setitem(sys.modules, "csc_hf.cli", cli)  # put back in the end
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "csc_hf_cli.py"), run_name="__main__")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "csc-hf: typer is not installed: pip install 'csc-hf[cli]'\n"
+
+
+# --- help and errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name):
+    shown = run(name, "--help").stdout
+    assert f"csc-hf {name} " in shown.split("sage:")[1].split("\n", 2)[2] and "--json" in shown
+
+
+def test_help_and_version():
+    shown = run("--help").stdout
+    assert all(f" {name} " in shown for name in COMMANDS)
+    assert run("--version").stdout == f"csc-hf {__version__}\n"
+
+
+ERRORS = {
+    "no file": ("embed no.wav", "no file, folder or match of 'no.wav'"),
+    "no match": ("identify x*.wav --store a.wav", "match of 'x*.wav'"),
+    "no audio in a folder": ("embed empty", "the folder 'empty' holds no audio files"),
+    "stdin twice": ("verify - -", "given twice"),
+    "two tests": ("verify a.wav ?.wav", "B, '?.wav', holds 3 recordings"),
+    "two mixtures": ("extract ?.wav --enrol a.wav --out x.wav", "MIX, '?.wav', holds 3 recordings"),
+    "not audio": ("verify a.wav broken.wav", "cannot decode 'broken.wav'"),
+    "not audio, enrolled": ("extract a.wav --enrol broken.wav --out x.wav", "cannot decode 'broken.wav'"),
+    "NaN": ("separate nan.wav --out out", "'nan.wav' holds NaN"),
+    "option": ("embed a.wav --no-such-option", "No such option: --no-such-option"),
+    "argument": ("verify a.wav", "Missing argument 'B'"),
+    "command": ("diarise a.wav", "No such command 'diarise'"),
+    "no store": ("identify a.wav --store no.safetensors", "no store 'no.safetensors'"),
+    "no such store": ("identify a.wav --store a.wav", "'a.wav' is no store of voices"),
+    "no name": ("enrol  a.wav --store v.safetensors", "the name is empty"),
+    "folder of a store": ("enrol Anna a.wav --store no/v.safetensors", "no folder 'no'"),
+    "silent": ("enrol Anna a.wav silent.wav --store v.safetensors", "'silent.wav': nobody speaks there"),
+    "format": ("extract a.wav --enrol b.wav --out x.txt", "cannot write audio to 'x.txt'"),
+    "no format": ("extract a.wav --enrol b.wav --out x", "cannot write audio to 'x'"),
+    "folder of a file": ("extract a.wav --enrol b.wav --out no/x.wav", "no folder 'no'"),
+    "over the input": ("extract a.wav --enrol b.wav --out b.wav", "'b.wav' would be written over the recording"),
+    "JSON in the audio": ("extract a.wav --enrol b.wav --out - --json", "--json and --out -"),
+    "JSON in the embeddings": ("embed a.wav --out - --json", "--json and --out -"),
+    "one stem": ("separate a.wav empty/../a.flac --out out", "'a.wav' and 'empty/../a.flac'"),
+    "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
+    "evaluation": ("evaluate mfcc", "give --data or --trials"),
+    "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
+    "no card": ("card", "has no card"),
+    "no results": ("card --results broken.wav", "'broken.wav' is no results.json"),
+    "no model": ("embed a.wav --model ./no", "no folder './no' of a model"),
+    "empty folder": ("embed a.wav --model empty", "cannot load a model from 'empty'"),
+    "another model": ("embed a.wav --model other", "'other' is no CSC model but of type 'wav2vec2'"),
+}
+
+
+@pytest.mark.parametrize("line, message", ERRORS.values(), ids=ERRORS)
+def test_an_error_is_one_line(line, message, model, audio, monkeypatch):
+    monkeypatch.chdir(audio)
+    monkeypatch.setenv("CSC_HF_MODEL", model)
+    Path("a.flac").write_bytes(encode(np.ones(100)))
+    Wav2Vec2Config().save_pretrained("other")
+    before = sorted(audio.rglob("*"))
+    result = run(*line.split(" "), status=2)
+    assert message in error_of(result) and result.stdout in ("", "file\tslot\tactivity\tspeaks\n")
+    assert sorted(audio.rglob("*")) in (before, sorted([*before, audio / "out"]))  # nothing half done is left
+
+
+@pytest.mark.parametrize(
+    "error, status, printed",
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (KeyError("x"), 2, "csc-hf: KeyError: 'x'\n"),
+        (ValueError("first\nsecond"), 2, "csc-hf: first\n"),
+        (PermissionError(13, "Permission denied", "a.wav"), 2, "csc-hf: 'a.wav': Permission denied\n"),
+        (ModuleNotFoundError("", name="soxr"), 2, "csc-hf: soxr is not installed: pip install 'csc-hf[audio]'\n"),
+        (
+            ModuleNotFoundError("", name="datasets"),
+            2,
+            "csc-hf: datasets is not installed: pip install 'csc-hf[eval]'\n",
+        ),
+    ],
+)
+def test_no_traceback_whatever_happens(error, status, printed, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "find", fail)
+    assert run("embed", "a.wav", status=status).stderr == printed
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_default_model(model, tmp_path, monkeypatch):
+    monkeypatch.delenv("CSC_HF_MODEL", raising=False)
+    assert cli.default_model() == str(ROOT / "model_cards" / "csc-small")
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "a" / "b" / "c" / "__init__.py"))  # installed, not in a clone
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no model: csc-small is neither in a clone .* set CSC_HF_MODEL"):
+        cli.default_model()
+    (tmp_path / "hub" / "models--someone--csc-small").mkdir(parents=True)
+    assert cli.default_model() == "someone/csc-small"
+    (tmp_path / "hub" / "models--other--csc-small").mkdir()
+    with pytest.raises(ValueError, match="the cache holds other/csc-small, someone/csc-small: choose one"):
+        cli.default_model()
+    monkeypatch.chdir(ROOT)
+    assert cli.default_model() == str(ROOT / "model_cards" / "csc-small")
+    monkeypatch.setenv("CSC_HF_MODEL", model)
+    assert cli.default_model() == model
+
+
+# --- recordings ------------------------------------------------------------------------------------------------------
+
+
+def test_files_folders_patterns_and_letters(audio, monkeypatch):
+    monkeypatch.chdir(audio)
+    Path("deep/[1] x").mkdir(parents=True)
+    for path in ("deep/[1] x/e*.FLAC", "deep/d.opus", "deep/notes.txt"):
+        Path(path).write_bytes(b"")
+
+    def names(*arguments):
+        return [recording.name for recording in inputs.find(arguments, audio)]
+
+    assert names("b.wav", "a.wav", "./b.wav") == ["b.wav", "a.wav"]
+    assert names("deep") == ["deep/[1] x/e*.FLAC", "deep/d.opus"]
+    assert names("deep/[1] x", "deep/[1] x/e*.FLAC") == ["deep/[1] x/e*.FLAC"]
+    assert names("[ac].wav", "**/*.opus") == ["a.wav", "c.wav", "deep/d.opus"]
+    assert names("deep/notes.txt") == ["deep/notes.txt"]  # what is named itself is tried
+
+
+def test_a_named_pipe(audio):
+    pipe = audio / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(["sh", "-c", 'exec cat "$0" > "$1"', str(audio / "a.wav"), str(pipe)])
+    try:
+        (found,) = inputs.find([str(pipe)], audio)
+    finally:
+        process.kill()
+        process.wait()
+    assert found.path.read_bytes() == (audio / "a.wav").read_bytes() and found.name == str(pipe)
+
+
+def test_stdin_that_holds_nothing():
+    assert "standard input holds no more audio" in error_of(run("embed", "-", status=2, stdin=b""))
+    result = run("verify", ANNA, "-", status=2, stdin=b"not audio")
+    assert "cannot decode 'standard input'" in error_of(result)
+
+
+# --- embed -----------------------------------------------------------------------------------------------------------
+
+
+def test_embed(model, audio):
+    encoder = CSCModel.from_pretrained(model).eval()
+    expected = {name: embed_audio(encoder, audio / f"{name}.wav") for name in "ab"}
+    paths = [audio / "a.wav", audio / "broken.wav", audio / "b.wav"]
+    result = run("embed", *paths, "--json", "--model", model, status=2)
+    assert "broken.wav" in error_of(result)
+    for found, path in zip(objects(result), (paths[0], paths[2]), strict=True):
+        assert found["file"] == str(path)
+        np.testing.assert_allclose(found["embeddings"], expected[path.stem].embeddings, atol=1e-6)
+        np.testing.assert_allclose(found["activity"], expected[path.stem].activity, atol=1e-6)
+
+    target = audio / "out.safetensors"
+    assert run("embed", *paths, "--out", target, "--model", model, status=2).stdout == ""
+    tensors = load_file(target)
+    np.testing.assert_allclose(tensors["embeddings"], [expected[name].embeddings for name in "ab"], atol=1e-6)
+    assert tensors["activity"].shape == (2, 2)
+    with safe_open(target, "pt") as file:
+        assert json.loads(file.metadata()["files"]) == [str(paths[0]), str(paths[2])]
+
+    piped = run("embed", "-", "--out", "-", "--model", model, stdin=paths[0].read_bytes())
+    np.testing.assert_allclose(load(piped.stdout_bytes)["embeddings"][0], expected["a"].embeddings, atol=1e-6)
+    rows = run("embed", paths[0], "--model", model).stdout.splitlines()
+    assert rows[0] == "file\tslot 1\tslot 2" and rows[1].split("\t")[1] == f"{expected['a'].activity[0]:.2f}"
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_verify(audio, monkeypatch):
+    monkeypatch.delenv("CSC_HF_MODEL", raising=False)
+    same = run("verify", ANNA, MEETING, status=0)
+    assert (
+        same.stdout.startswith("same voice: score 0.76, llr 3.5, threshold 0.39, condition mix0") and not same.stderr
+    )
+    (different,) = objects(run("verify", ANNA, BEN, "--json", status=1))
+    assert {"score", "llr", "decision"} <= different.keys() and different["decision"] is False
+    assert different["llr"] < 0 and round(different["score"], 2) == 0.24
+    (piped,) = objects(run("verify", ANNA, "-", "--json", stdin=Path(MEETING).read_bytes()))
+    assert piped["decision"] is True
+    attention = run("verify", ANNA, MEETING, "--enrolment", "attention", "--json")
+    assert objects(attention)[0]["score"] != piped["score"]
+    assert objects(run("verify", ANNA, BEN, "--threshold", "0.2", "--json"))[0]["decision"] is True
+    silent = run("verify", ANNA, audio / "silent.wav", status=3)
+    assert silent.stdout.startswith("undecided: ") and "a recording is silent" in silent.stdout
+
+
+def test_verify_without_calibration(model, audio):
+    result = run("verify", audio / "a.wav", audio / "b.wav", "--json", "--model", model, status=3)
+    (undecided,) = objects(result)
+    assert undecided["decision"] is None and undecided["llr"] is None and -1 <= undecided["score"] <= 1
+    several = run("verify", audio / "[ab].wav", audio / "c.wav", "--threshold", "-1", "--json", "--model", model)
+    verify = pipeline("speaker-verification", model=model, threshold=-1.0)
+    expected = verify([str(audio / "a.wav"), str(audio / "b.wav")], str(audio / "c.wav"))["score"]
+    assert objects(several)[0]["score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_kinds_of_enrolment():
+    from csc_hf.evaluation.calibration import ENROLMENTS
+
+    assert tuple(cli.Kind) == ENROLMENTS
+
+
+# --- enrol and identify ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mean", "attention"])
+def test_enrol_and_identify(kind, model, audio, tmp_path):
+    folder = tmp_path / "calibrated"
+    network = calibrated(CSCForPreTraining.from_pretrained(model), enrolment=kind)
+    network.save_pretrained(folder)
+    store = tmp_path / "voices.safetensors"
+    options = ["--store", store, "--model", folder]
+    run("enrol", "Zoë: [1]", audio / "a.wav", audio / "b.wav", *options, "--enrolment", kind)
+    (told,) = objects(run("enrol", "Ben", audio / "c.wav", *options, "--json"))
+    assert told == {"name": "Ben", "recordings": 1, "store": str(store), "voices": ["Zoë: [1]", "Ben"]}
+    with safe_open(store, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["enrolment"] == kind and metadata["sampling_rate"] == "16000" and metadata["version"] == "1"
+    assert json.loads(metadata["voices"]) == [{"name": "Zoë: [1]", "recordings": 2}, {"name": "Ben", "recordings": 1}]
+
+    verify = pipeline("speaker-verification", model=str(folder), enrolment=kind)
+    verify.enrol("Zoë: [1]", [str(audio / "a.wav"), str(audio / "b.wav")])
+    verify.enrol("Ben", str(audio / "c.wav"))
+    (found,) = objects(run("identify", audio / "c.wav", *options, "--json"))
+    assert found["file"] == str(audio / "c.wav")
+    for voice, expected in zip(found["voices"], verify(str(audio / "c.wav")), strict=True):
+        assert voice.keys() == expected.keys() and voice["speaker"] == expected["speaker"]
+        assert voice["score"] == pytest.approx(expected["score"], abs=1e-6)
+    result = run("identify", audio / "broken.wav", audio / "c.wav", *options, status=2)
+    rows = [row.split("\t") for row in result.stdout.splitlines()]
+    assert rows[0] == ["file", "voice", "score", "llr", "speaks"] and len(rows) == 3
+    assert rows[1][1] == found["voices"][0]["speaker"] and rows[1][4] in ("yes", "no")
+
+    taken = run("enrol", "Ben", audio / "a.wav", *options, status=2)
+    assert "'Ben' is in" in error_of(taken) and "--replace" in taken.stderr
+    run("enrol", "Ben", audio / "a.wav", *options, "--replace")
+    other = "mean" if kind == "attention" else "attention"
+    mismatch = run("enrol", "Carl", audio / "a.wav", *options, "--enrolment", other, status=2)
+    assert f"holds voices of --enrolment {kind}, not {other}" in error_of(mismatch)
+    assert list(stores.VoiceStore.load(store).voices) == ["Zoë: [1]", "Ben"]
+
+
+def test_a_store_belongs_to_its_model(model, audio, tmp_path):
+    store = tmp_path / "voices.safetensors"
+    run("enrol", "Anna", audio / "a.wav", "--store", store, "--model", model)
+    for name, network in (
+        ("trained", CSCForPreTraining.from_pretrained(model)),
+        ("head", CSCForSpeechSeparation.from_pretrained(model)),
+        ("encoder", CSCModel.from_pretrained(model)),
+    ):
+        calibrated(network).save_pretrained(tmp_path / name)  # a calibration does not make it another model
+        run("identify", audio / "a.wav", "--store", store, "--model", tmp_path / name)
+    with torch.no_grad():
+        network.slots.bias[0] += 1e-3
+    network.save_pretrained(tmp_path / "encoder")
+    before = store.read_bytes()
+    for command_ in (["identify", audio / "a.wav"], ["enrol", "Ben", audio / "b.wav"]):
+        result = run(*command_, "--store", store, "--model", tmp_path / "encoder", status=2)
+        assert repr(model) in error_of(result) and repr(str(tmp_path / "encoder")) in result.stderr
+    assert store.read_bytes() == before
+
+
+def test_a_store_is_complete_or_as_it_was(model, audio, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    store = tmp_path / "voices.safetensors"
+    store.symlink_to(tmp_path / "real" / "voices.safetensors")
+    run("enrol", "Anna", audio / "a.wav", "--store", store, "--model", model)
+    assert store.is_symlink() and [path.name for path in (tmp_path / "real").iterdir()] == ["voices.safetensors"]
+    before = store.read_bytes()
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stores.os, "fsync", fail)
+    result = run("enrol", "Ben", audio / "b.wav", "--store", store, "--model", model, status=2)
+    assert error_of(result) == "csc-hf: No space left on device\n"
+    assert store.read_bytes() == before and len(list((tmp_path / "real").iterdir())) == 1
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    path = tmp_path / "voices.safetensors"
+    path.write_bytes(pickle.dumps({"Anna": [1.0]}))
+    with pytest.raises(ValueError, match="is no store of voices, or is damaged"):
+        stores.VoiceStore.load(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="is no store of voices: give one that `csc-hf enrol` has written"):
+        stores.VoiceStore.load(path)
+    save_file({"x": torch.zeros(1)}, path, {"format": stores.FORMAT, "version": "2"})
+    with pytest.raises(ValueError, match="is a store of version 2, and this csc_hf knows version 1"):
+        stores.VoiceStore.load(path)
+    save_file({"x": torch.zeros(1)}, path, {"format": stores.FORMAT, "version": "1"})
+    with pytest.raises(ValueError, match="or is damaged: 'model'"):
+        stores.VoiceStore.load(path)
+
+
+# --- separate and extract --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0.1, 4.0])
+def test_separate(level, model, tmp_path, monkeypatch):
+    from csc_hf.cli import files
+
+    monkeypatch.setattr(files, "BLOCK_SAMPLES", 1000)
+    rng = np.random.default_rng(1)
+    samples = (level * rng.uniform(-1, 1, RATE)).astype(np.float32)
+    mixture, out = tmp_path / "mix.wav", tmp_path / "new" / "out"
+    soundfile.write(mixture, samples, RATE, "FLOAT")
+    (told,) = objects(run("separate", mixture, "--out", out, "--json", "--model", model))
+    expected = separate_audio(CSCForSpeechSeparation.from_pretrained(model).eval(), samples).sources
+    gain = min(1, 1 / np.abs(expected).max())
+    assert told["gain"] == pytest.approx(gain, rel=1e-4) and (told["gain"] < 1) == (level > 1)
+    assert told["files"] == [str(out / "mix-1.wav"), str(out / "mix-2.wav")] and len(told["activity"]) == 2
+    assert sorted(map(str, out.iterdir())) == told["files"]
+    for path, source in zip(told["files"], expected, strict=True):
+        written, rate = soundfile.read(path, dtype="float32")
+        assert rate == RATE and np.abs(written).max() <= 1
+        np.testing.assert_allclose(written, gain * source, atol=1e-4)
+    rows = run("separate", mixture, "--out", out, "--model", model).stdout.splitlines()
+    assert rows[0] == "file\tslot\tactivity\tspeaks" and rows[1].startswith(f"{out}/mix-1.wav\t1\t")
+    over = tmp_path / "mix-1.wav"
+    over.write_bytes(mixture.read_bytes())
+    result = run("separate", mixture, over, "--out", tmp_path, "--model", model, status=2)
+    assert "would be written over the recording itself" in error_of(result)
+
+
+def test_extract(tmp_path, monkeypatch):
+    monkeypatch.delenv("CSC_HF_MODEL", raising=False)
+    expected = pipeline("speech-separation", model=str(ROOT / "model_cards" / "csc-small"))(MEETING, enrolment=[ANNA])
+    target = tmp_path / "anna.flac"
+    (told,) = objects(run("extract", MEETING, "--enrol", ANNA, "--out", target, "--json"))
+    assert told["score"] == pytest.approx(expected["score"], abs=1e-5) and told["out"] == str(target)
+    np.testing.assert_allclose(soundfile.read(target)[0], told["gain"] * expected["source"], atol=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["anna.flac"]
+    piped = run("extract", "-", "-e", ANNA, "-o", "-", stdin=Path(MEETING).read_bytes())
+    written, rate = soundfile.read(io.BytesIO(piped.stdout_bytes))
+    assert rate == RATE
+    np.testing.assert_allclose(written, told["gain"] * expected["source"], atol=1e-4)
+
+
+# --- evaluate and card -----------------------------------------------------------------------------------------------
+
+
+def test_evaluate_and_card(model, tmp_path, monkeypatch):
+    data = f"{write(tmp_path / 'speech', make_rows(12))}/*.parquet"
+    options = ["--data", data, "--seconds", "0.1", "--num_resamples", "0", "--conditions", "clean", "mix0"]
+    monkeypatch.setenv("CSC_HF_MODEL", model)
+    result = run("evaluate", *options, "--json", "--output_dir", tmp_path / "out")
+    (name, measured), *_ = json.loads(result.stdout)["results"].items()
+    assert name == model and list(measured["conditions"]) == ["clean", "mix0"] and result.stderr == ""
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(result.stdout)
+    assert json.loads(result.stdout)["command"].startswith("csc-hf evaluate --data ")
+
+    script = ROOT / "examples" / "evaluate_verification.py"
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([model, *options, "--output_dir", str(tmp_path / "script")])
+    of_script = json.loads((tmp_path / "script" / "results.json").read_text())
+    assert of_script["results"] == {model: measured}
+
+    results = tmp_path / "out" / "results.json"
+    card = tmp_path / "card.md"
+    assert run("card", "--results", results, "--name", "someone/mine", "--out", card).stdout == ""
+    text = card.read_text()
+    assert 'from_pretrained("someone/mine"' in text and measured["trials_sha256"][:12] in text and "CSCForPre" in text
+    (told,) = objects(run("card", "--results", results, "--json"))
+    assert told["architecture"] == "CSCForPreTraining" and told["slots"] == 2 and told["calibrations"] == []
+    assert told["card"] == text.replace("someone/mine", Path(model).name)
+    other = run("card", "--results", results, "--model", ROOT / "model_cards" / "csc-small", status=2)
+    assert "evaluate this model first" in error_of(other)
+
+
+def test_the_card_of_the_shipped_model(monkeypatch):
+    monkeypatch.delenv("CSC_HF_MODEL", raising=False)
+    assert run("card").stdout.strip() == (ROOT / "model_cards" / "csc-small" / "README.md").read_text().strip()
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_for_terminals(model, audio, monkeypatch):
+    found = [inputs.Recording(audio / f"{name}.wav", name) for name in ("a", "b", "broken")]
+    encoder = CSCModel.from_pretrained(model).eval()
+
+    def work(recording):
+        embed_audio(encoder, recording.path)
+        print("done", recording.name)
+
+    for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+        status = cli.for_each(cli.Progress("embedding", encoder, found), work)
+        assert status == 2 and "cannot decode 'broken'" in stream.getvalue()
+        assert ("embedding" in stream.getvalue() and "100%" in stream.getvalue()) == is_shown
+        assert sys.stdout.getvalue() == "done a\ndone b\n"
+    assert not encoder._forward_hooks
+
+
+def test_no_binary_data_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(ValueError, match="would write binary data to the terminal"):
+        cli.check_stdout("-")
+    cli.check_stdout("file")
+
+
+def test_a_table_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with cli.Table("file", "score") as table:
+        table.add("[red]a.wav", 0.123)
+        table.add("b.wav", None)
+    lines = [re.sub(r"\x1b\[\d+m", "", line).split() for line in sys.stdout.getvalue().splitlines()]
+    assert lines == [["file", "score"], ["[red]a.wav", "0.12"], ["b.wav", "-"]]

@@ -275,8 +275,8 @@ class Progress:
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         # Lines on standard output would tear the bar where both are on the terminal; elsewhere they must go where
         # they belong, and rich would print them on standard error too.
-        options = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
-        self._bars = Bars(*columns, console=Console(stderr=True), **options)
+        on_terminal = sys.stdout.isatty()
+        self._bars = Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal)
         self._task = self._bars.add_task(what, total=sum(self._lengths.values()))
         self._model = model.base_model
 

@@ -273,10 +273,14 @@ class Progress:
         self._lengths = {recording: seconds_of(recording) or self._step for recording in files}
         self._done = 0.0
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        # Lines on standard output would tear the bar where both are on the terminal; elsewhere they must go where
-        # they belong, and rich would print them on standard error too.
-        on_terminal = sys.stdout.isatty()
-        self._bars = Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal)
+        self._bars = Bars(
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            # Where both are on the terminal, results would tear the bar. Elsewhere, rich would print them on standard
+            # error as well.
+            redirect_stdout=sys.stdout.isatty(),
+        )
         self._task = self._bars.add_task(what, total=sum(self._lengths.values()))
         self._model = model.base_model
 

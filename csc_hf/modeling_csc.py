@@ -55,7 +55,7 @@ class CSCModelOutput(ModelOutput):
         hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks,
             `(batch, segments * segment_length, hidden_size)`.
         attentions (`tuple`, *optional*): Attention over segments in each block of the trunk,
-            `(batch, low_dim * heads, segments, segments)`.
+            `(batch, low_dim * heads, segments, segments)`; none if `config.block` is `"conv"`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -295,30 +295,54 @@ def stft_window(config: CSCConfig, device: torch.device) -> torch.Tensor:
     return torch.hann_window(config.conv_kernel, device=device).sqrt()
 
 
+def mel_filters(num_bands: int, num_bins: int, sampling_rate: int, device: torch.device) -> torch.Tensor:
+    """`(num_bins, num_bands)`: triangles that are evenly spaced in mel and whose weights sum to one. At low
+    frequencies, each side is at least as wide as a bin, so that no band is empty."""
+    nyquist = sampling_rate / 2
+    mel = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), num_bands + 2, device=device)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    frequencies = torch.linspace(0, nyquist, num_bins, device=device)[:, None]
+    centres, narrowest = edges[1:-1], nyquist / (num_bins - 1)
+    below = (centres - frequencies) / (centres - edges[:-2]).clamp(min=narrowest)
+    above = (frequencies - centres) / (edges[2:] - centres).clamp(min=narrowest)
+    filters = (1 - torch.maximum(below, above)).clamp(min=0)
+    return filters / filters.sum(0)
+
+
 class CSCSTFTFrontEnd(nn.Module):
-    """Log-magnitude spectrogram, normalised over the real frames of a recording [O]."""
+    """Log-magnitude spectrogram, in linear bins or mel bands, normalised over the real frames of a recording [O]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.projection = nn.Linear(config.conv_kernel // 2 + 1, config.hidden_size)
+        num_bins = config.num_mel_bins or config.conv_kernel // 2 + 1
+        self.projection = nn.Linear(config.frame_stride * num_bins, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
         self, waveform: torch.Tensor, frame_mask: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(batch, samples)`, `(batch, frames, 1)` → features `(batch, frames, hidden_size)` of the given dtype and
-        the complex spectrum `(batch, frames, bins)`."""
+        """`(batch, samples)`, `(batch, frames, 1)` → features `(batch, frames / frame_stride, hidden_size)` of the
+        given dtype and the complex spectrum `(batch, frames, bins)`."""
         config = self.config
         frames = split_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         spectrum = torch.fft.rfft(frames * stft_window(config, waveform.device))
         # The waveform has unit power, so the mean power of a bin is about that of the window. The floor is at -60 dB.
         power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
+        if config.num_mel_bins is not None:
+            filters = mel_filters(config.num_mel_bins, power.shape[-1], config.sampling_rate, power.device)
+            with full_precision(power):
+                power = power @ filters
         log_power = (power + 1e-6).log()
         mask = frame_mask.float()
-        centred = log_power - masked_mean(log_power, mask, (1, 2))[:, None, None]
+        if config.subtract_mean:
+            mean = masked_mean(log_power, mask, 1)[:, None]
+        else:
+            mean = masked_mean(log_power, mask, (1, 2))[:, None, None]
+        centred = log_power - mean
         variance = masked_mean(centred.square(), mask, (1, 2))[:, None, None]
         features = centred * torch.rsqrt(variance + config.layer_norm_eps)
+        features = (features * mask).unflatten(1, (-1, config.frame_stride)).flatten(2)
         return self.layer_norm(self.projection(features.to(dtype))), spectrum
 
 
@@ -328,10 +352,20 @@ class CSCSTFTDecoder(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.mask = nn.Linear(config.hidden_size, config.conv_kernel // 2 + 1)
+        num_bins = config.conv_kernel // 2 + 1
+        if config.mask_hidden_size is not None:
+            self.frames = nn.Linear(config.hidden_size, config.frame_stride * config.mask_hidden_size)
+            self.spectrum = nn.Linear(num_bins, config.mask_hidden_size, bias=False)
+        self.mask = nn.Linear(config.mask_hidden_size or config.hidden_size, num_bins)
 
     def forward(self, hidden_states: torch.Tensor, encoded: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """`(batch, slots, frames, hidden_size)`, `(batch, frames, bins)` → `(batch, slots, num_samples)`."""
+        """`(batch, slots, frames / frame_stride, hidden_size)`, `(batch, frames, bins)` → `(batch, slots,
+        num_samples)`."""
+        if self.config.mask_hidden_size is not None:
+            # The hidden state says what several STFT frames of a slot have in common, the spectrum adds the detail.
+            hidden_states = self.frames(hidden_states).unflatten(-1, (self.config.frame_stride, -1)).flatten(2, 3)
+            compressed = (encoded.real.square() + encoded.imag.square() + 1e-8).pow(0.25)
+            hidden_states = (hidden_states + self.spectrum(compressed.to(hidden_states.dtype))[:, None]).relu()
         masked = self.mask(hidden_states).float().sigmoid() * encoded[:, None]
         frames = torch.fft.irfft(masked, n=self.config.conv_kernel) * stft_window(self.config, masked.device)
         waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride).unflatten(0, hidden_states.shape[:2])
@@ -522,6 +556,77 @@ class CSCBlock(GradientCheckpointingLayer):
         return segments.permute(1, 2, 0, 3).flatten(1, 2)
 
 
+class CSCMaskedBatchNorm(nn.Module):
+    """
+    Batch norm over the real positions of all recordings. It is zero elsewhere, so padding changes nothing [O].
+
+    In training mode it normalises by the moments of the batch that this process holds, whatever other processes hold,
+    and keeps moving averages of them. In evaluation mode it normalises by these, so one recording does not change
+    another. With activation checkpointing, which computes a block twice, its averages move twice in a step.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, size: int, eps: float, momentum: float = 0.1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.register_buffer("running_mean", torch.zeros(size))
+        self.register_buffer("running_var", torch.ones(size))
+        self.eps = eps
+        self.momentum = momentum
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(..., size)`, zero where `mask` is.
+            mask: `(..., 1)`.
+            of_batch: Whether these values are what the moments of a batch are taken of. If not, the moving averages
+                normalise them in training mode, too.
+        """
+        values, mask = hidden_states.float(), mask.float()
+        if self.training and of_batch:
+            mean = masked_mean(values, mask, tuple(range(values.dim() - 1)))
+            variance = masked_mean((values - mean).square(), mask, tuple(range(values.dim() - 1)))
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        else:
+            mean, variance = self.running_mean.float(), self.running_var.float()
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
+
+
+class CSCConvBlock(GradientCheckpointingLayer):
+    """A dilated convolution over frames, as in a TDNN, with a residual connection [O]."""
+
+    def __init__(self, config: CSCConfig, dilation: int):
+        super().__init__()
+        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, 3, padding=dilation, dilation=dilation)
+        self.batch_norm = CSCMaskedBatchNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """As [`CSCBlock`], of segments that do not overlap. There is no attention."""
+        mask = frame_mask.flatten(1, 2)
+        local = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2).relu() * mask
+        return hidden_states + self.dropout(self.batch_norm(local, mask))
+
+
+def build_blocks(config: CSCConfig, num_blocks: int) -> nn.ModuleList:
+    """The blocks of the trunk or of a branch. Convolutions reach further from each block to the next."""
+    if config.block == "conv":
+        return nn.ModuleList([CSCConvBlock(config, dilation=1 + index % 4) for index in range(num_blocks)])
+    return nn.ModuleList([CSCBlock(config) for _ in range(num_blocks)])
+
+
 # --- branches --------------------------------------------------------------------------------------------------------
 
 
@@ -537,9 +642,13 @@ class CSCSpeakerBranch(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.segment_length = config.segment_length
-        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_speaker_layers)])
+        self.blocks = build_blocks(config, config.num_speaker_layers)
         self.attention_hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.attention_score = nn.Linear(config.hidden_size, config.hidden_size)
+        self.batch_norm = None
+        if config.block == "conv":
+            # What all speakers have in common would fill the embedding, and takes long to unlearn.
+            self.batch_norm = CSCMaskedBatchNorm(2 * config.hidden_size, config.layer_norm_eps)
         self.embedding = nn.Linear(2 * config.hidden_size, config.speaker_embedding_size)
         self.activity = nn.Linear(2 * config.hidden_size, 1)
 
@@ -574,8 +683,14 @@ class CSCSpeakerBranch(nn.Module):
         # From the deviations: a short recording has hardly any, and E[x²] - E[x]² would be rounding noise.
         variance = (weights * (values - mean).square()).sum(dim=1)
         statistics = pooled_statistics(mean.squeeze(1), variance).to(segments.dtype)
-        embeddings = F.normalize(self.embedding(statistics).float(), dim=-1)
-        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
+        return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
+
+    def embed(self, statistics: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
+        """Pooled statistics `(..., 2 * hidden_size)` → embeddings of unit length `(..., speaker_embedding_size)`,
+        float32. `of_batch` says whether the statistics are those of the slots of a batch."""
+        if self.batch_norm is not None:
+            statistics = self.batch_norm(statistics, torch.ones_like(statistics[..., :1]), of_batch)
+        return F.normalize(self.embedding(statistics).float(), dim=-1)
 
 
 class CSCSeparator(nn.Module):
@@ -584,7 +699,7 @@ class CSCSeparator(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_separation_layers)])
+        self.blocks = build_blocks(config, config.num_separation_layers)
         self.decoder = CSCSTFTDecoder(config) if config.front_end == "stft" else CSCConvDecoder(config)
 
     def forward(
@@ -601,7 +716,7 @@ class CSCSeparator(nn.Module):
         for block in self.blocks:
             hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
         segments = hidden_states.unflatten(1, (-1, self.config.segment_length))
-        frames = overlap_add(segments, self.config.segment_length // 2)
+        frames = overlap_add(segments, self.config.segment_hop)
         return self.decoder(frames.unflatten(0, (-1, self.config.num_sources)), encoded, num_samples)
 
 
@@ -934,7 +1049,7 @@ class CSCPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CSCBlock"]
+    _no_split_modules = ["CSCBlock", "CSCConvBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -953,6 +1068,13 @@ class CSCPreTrainedModel(PreTrainedModel):
         if isinstance(module, (CSCConvFrontEnd, CSCConvDecoder)):
             # A basis of waveforms: PyTorch's own scale, not that of the linear layers.
             init.kaiming_uniform_(module.conv.weight, a=math.sqrt(5))
+        elif isinstance(module, CSCConvBlock):
+            init.kaiming_normal_(module.conv.weight, nonlinearity="relu")
+        elif isinstance(module, CSCMaskedBatchNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
         elif isinstance(module, CSCLSTM):
             init.zeros_(module.initial_hidden)
             init.zeros_(module.initial_cell)
@@ -986,14 +1108,14 @@ class CSCModel(CSCPreTrainedModel):
 
     # Only the trunk is recorded: the batch axis of the branches is batch * slots.
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(CSCBlock, index=0, layer_name="layers"),
+        "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0, layer_name="layers"),
         "attentions": OutputRecorder(CSCAttention, index=1, layer_name="layers"),
     }
 
     def __init__(self, config: CSCConfig, add_separator: bool = False):
         super().__init__(config)
         self.front_end = CSCSTFTFrontEnd(config) if config.front_end == "stft" else CSCConvFrontEnd(config)
-        self.layers = nn.ModuleList([CSCBlock(config) for _ in range(config.num_hidden_layers)])
+        self.layers = build_blocks(config, config.num_hidden_layers)
         self.slots = nn.Linear(config.hidden_size, config.num_sources * config.hidden_size)
         self.slot_activation = nn.PReLU()
         self.speaker_branch = CSCSpeakerBranch(config)
@@ -1033,16 +1155,18 @@ class CSCModel(CSCPreTrainedModel):
         waveform = input_values.float().masked_fill(attention_mask == 0, 0.0)
         check_recordings(waveform, attention_mask, lengths)
 
-        size, hop, num_segments = config.segment_length, config.segment_length // 2, config.num_segments(num_samples)
-        # Without the second half of the last segment, the frames fill the half-overlapping segments exactly.
-        frame_mask = length_mask(config.num_frames(lengths), (num_segments - 1) * hop)
+        size, hop, num_segments = config.segment_length, config.segment_hop, config.num_segments(num_samples)
+        # The frames fill the segments exactly; where these overlap, without the second half of the last one.
+        num_frames = (num_segments - size // hop + 1) * hop
+        encoded_mask = length_mask(config.num_frames(lengths), num_frames * config.frame_stride)
+        frame_mask = length_mask(config.num_encoder_frames(lengths), num_frames)
         segment_mask = length_mask(config.num_segments(lengths), num_segments)
 
         # To unit power, so that neither quiet recordings nor half precision lose anything.
         scale = headroom(waveform)
         waveform = waveform * scale
         level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8 * scale
-        features, encoded = self.front_end(waveform / level, frame_mask[..., None], self.dtype)
+        features, encoded = self.front_end(waveform / level, encoded_mask[..., None], self.dtype)
 
         hidden_states = split_frames(features * frame_mask[..., None], size, hop, num_segments).flatten(1, 2)
         frame_mask = split_frames(frame_mask[..., None].to(features.dtype), size, hop, num_segments)
@@ -1135,7 +1259,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
     def _global_speaker_vectors(self, mean: torch.Tensor, variance: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`(..., hidden_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes its embeddings."""
         statistics = pooled_statistics(mean, variance).to(dtype)
-        return F.normalize(self.csc.speaker_branch.embedding(statistics).float(), dim=-1)
+        return self.csc.speaker_branch.embed(statistics, of_batch=False)
 
     @can_return_tuple
     def forward(

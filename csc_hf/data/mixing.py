@@ -312,7 +312,7 @@ def mix(
     """Make the mixture of a recipe.
 
     Sources are cut at their speed, their effects are applied, and then their levels are set, so the levels in the
-    recipe are those of the result. A silent crop (SILENCE_POWER) has no level: if the target or the interferer is
+    recipe are those of the result, unless the mixture is heard through a channel. A silent crop (SILENCE_POWER) has no level: if the target or the interferer is
     silent, the interferer keeps its recorded level; if all the speech is silent, no noise is added.
 
     Args:

@@ -78,6 +78,11 @@ class CSCConfig(PreTrainedConfig):
         contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt scale of the squared distances in
             the contrastive loss [O].
         si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
+        num_recording_classes (`int`, *optional*): Classes of recordings that [`CSCForPreTraining`] tells apart by a
+            softmax beside the contrast, if it is given `recording_ids`. Without speaker labels, this teaches sooner
+            than the contrast [O].
+        recording_loss_weight (`float`, defaults to 1.0): Weight of the cross-entropy of this softmax, in nats [O].
+        recording_scale (`float`, defaults to 20.0): Scale of the cosines in this softmax [O].
         classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.
         xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
@@ -132,6 +137,9 @@ class CSCConfig(PreTrainedConfig):
     activity_loss_weight: float | int = 0.5
     contrastive_scale: float | int = 10.0
     si_snr_threshold: float | int = 30.0
+    num_recording_classes: int | None = None
+    recording_loss_weight: float | int = 1.0
+    recording_scale: float | int = 20.0
     classifier_proj_size: int = 256
     xvector_margin: float | int = 0.2
     xvector_scale: float | int = 30.0
@@ -229,12 +237,16 @@ class CSCConfig(PreTrainedConfig):
             "sampling_rate conv_kernel conv_stride hidden_size lstm_hidden_size segment_length low_dim "
             "num_attention_heads num_hidden_layers num_separation_layers num_speaker_layers num_sources "
             "speaker_embedding_size classifier_proj_size layer_norm_eps initializer_range contrastive_scale "
-            "si_snr_threshold xvector_scale num_mel_bins frame_stride mask_hidden_size"
+            "si_snr_threshold xvector_scale num_mel_bins frame_stride mask_hidden_size num_recording_classes "
+            "recording_scale"
         )
         for name in positive.split():
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in "separation_loss_weight contrastive_loss_weight activity_loss_weight xvector_margin".split():
+        not_negative = (
+            "separation_loss_weight contrastive_loss_weight activity_loss_weight recording_loss_weight xvector_margin"
+        )
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         for name in ("hidden_dropout", "attention_dropout"):

@@ -73,12 +73,16 @@ class CSCForPreTrainingOutput(ModelOutput):
     Output of [`CSCForPreTraining`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the three losses that follow. They, and
-            the fields that describe them, are returned if `source_values` are given.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the losses that follow. They, and the
+            fields that describe them, are returned if `source_values` are given.
         separation_loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR in dB of the best permutation,
             saturating at `config.si_snr_threshold`, averaged over the sources that are not silent.
         contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own identity | embedding), in nats.
         activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of the slots' activity.
+        recording_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own recording | embedding), in nats, if
+            `config.num_recording_classes` is set.
+        recording_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to the
+            class vector of their own recording, likewise.
         mutual_information (`torch.FloatTensor` of shape `()`, *optional*): The lower bound log(identities) -
             `contrastive_loss`, in nats.
         contrastive_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to
@@ -98,6 +102,8 @@ class CSCForPreTrainingOutput(ModelOutput):
     separation_loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     activity_loss: torch.Tensor | None = None
+    recording_loss: torch.Tensor | None = None
+    recording_accuracy: torch.Tensor | None = None
     mutual_information: torch.Tensor | None = None
     contrastive_accuracy: torch.Tensor | None = None
     sources: torch.Tensor | None = None
@@ -861,6 +867,16 @@ def additive_angular_margin_loss(
     return F.cross_entropy(scale * torch.where(true, harder, cosines), labels)
 
 
+def class_cosines(embeddings: torch.Tensor, classifier: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines of embeddings of unit length `(batch, size)` with the class vectors of a linear layer, whose weights
+    have the given dtype → `(batch, classes)` float32."""
+    with full_precision(embeddings):
+        # The class vectors are what the classifier makes of the identity matrix. Its weight is not read, so that
+        # adapters, offloading and quantisers, which replace its forward, take part.
+        axes = torch.eye(embeddings.shape[-1], dtype=dtype, device=embeddings.device)
+        return embeddings @ F.normalize(classifier(axes).float(), dim=0)
+
+
 def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> torch.Tensor:
     """The embedding of the slot that holds the only speaker of a recording: `(batch, slots, speaker_embedding_size)`,
     `(batch, slots)` → `(batch, speaker_embedding_size)`. Slots are weighted by the softmax of their activity, so that
@@ -1055,7 +1071,12 @@ class CSCPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # Parts of a pre-training checkpoint that a head or the base model does not use.
-    _keys_to_ignore_on_load_unexpected = [r"^aggregator\.", r"^log_contrastive_scale$", r"^(csc\.)?separator\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^aggregator\.",
+        r"^log_contrastive_scale$",
+        r"^recording_classifier\.",
+        r"^(csc\.)?separator\.",
+    ]
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
 
@@ -1084,6 +1105,9 @@ class CSCPreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, 0.25)
         elif isinstance(module, CSCForPreTraining):
             init.constant_(module.log_contrastive_scale, math.log(self.config.contrastive_scale))
+            if module.recording_classifier is not None:
+                # Only directions count, and those of small vectors move faster.
+                init.xavier_normal_(module.recording_classifier.weight)
 
 
 class CSCModel(CSCPreTrainedModel):
@@ -1233,6 +1257,11 @@ class CSCForPreTraining(CSCPreTrainedModel):
         self.csc = CSCModel(config, add_separator=True)
         self.aggregator = CSCSpeakerAggregator(config)
         self.log_contrastive_scale = nn.Parameter(torch.full((1,), math.log(config.contrastive_scale)))
+        self.recording_classifier = None
+        if config.num_recording_classes is not None:
+            self.recording_classifier = nn.Linear(
+                config.speaker_embedding_size, config.num_recording_classes, bias=False
+            )
         self.post_init()
 
     def aggregate(
@@ -1268,6 +1297,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         source_values: torch.Tensor | None = None,
         speaker_ids: torch.Tensor | None = None,
+        recording_ids: torch.Tensor | None = None,
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CSCForPreTrainingOutput:
@@ -1279,24 +1309,34 @@ class CSCForPreTraining(CSCPreTrainedModel):
             speaker_ids (`torch.LongTensor` of shape `(batch, slots)`, *optional*): Identity of each source. Equal
                 numbers mean the same identity, -100 means none. Without them, or if no two identities can be told
                 apart, the contrastive loss is zero. An identity in only one mixture takes no part.
+            recording_ids (`torch.LongTensor` of shape `(batch, slots)`, *optional*): Class of the recording that each
+                source is a part of, below `config.num_recording_classes`; -100 means none.
             return_loss (`bool`, defaults to `True`): Whether to compute the losses, if `source_values` are given.
 
         Raises:
-            ValueError: If `source_values` or `speaker_ids` do not fit the input, or the latter come alone.
+            ValueError: If `source_values`, `speaker_ids` or `recording_ids` do not fit the input, the latter two come
+                alone, or the model has no classes of recordings.
         """
         batch, num_sources = input_values.shape[0], self.config.num_sources
         if source_values is None and speaker_ids is not None:
             raise ValueError("`speaker_ids` need `source_values`, which tell the slot of each speaker.")
         check_shape("source_values", source_values, (batch, num_sources, *input_values.shape[1:]))
+        if recording_ids is not None and (source_values is None or self.recording_classifier is None):
+            raise ValueError(
+                "`recording_ids` need `source_values`, which tell the slot of each source, and a model with "
+                "`config.num_recording_classes`."
+            )
         check_shape("speaker_ids", speaker_ids, (batch, num_sources))
+        check_shape("recording_ids", recording_ids, (batch, num_sources))
         outputs = self.csc(input_values, attention_mask, **kwargs)
         losses = {}
         if source_values is not None and return_loss:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_values, dtype=torch.long)
-            if speaker_ids is None:
-                speaker_ids = torch.full((batch, num_sources), -100, device=input_values.device)
-            losses = self._losses(outputs, attention_mask, source_values, speaker_ids)
+            nobody = torch.full((batch, num_sources), -100, device=input_values.device)
+            speaker_ids = nobody if speaker_ids is None else speaker_ids
+            recording_ids = nobody if recording_ids is None else recording_ids
+            losses = self._losses(outputs, attention_mask, source_values, speaker_ids, recording_ids)
         return CSCForPreTrainingOutput(
             **losses,
             sources=outputs.sources,
@@ -1307,7 +1347,12 @@ class CSCForPreTraining(CSCPreTrainedModel):
         )
 
     def _losses(
-        self, outputs, attention_mask: torch.Tensor, source_values: torch.Tensor, speaker_ids: torch.Tensor
+        self,
+        outputs,
+        attention_mask: torch.Tensor,
+        source_values: torch.Tensor,
+        speaker_ids: torch.Tensor,
+        recording_ids: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The fields of [`CSCForPreTrainingOutput`] that need the sources."""
         config, num_processes = self.config, _contrast_processes(self)
@@ -1333,11 +1378,33 @@ class CSCForPreTraining(CSCPreTrainedModel):
             + config.contrastive_loss_weight * contrast["contrastive_loss"]
             + config.activity_loss_weight * activity_loss
         )
-        return contrast | {
-            "loss": loss,
-            "separation_loss": separation_loss,
-            "activity_loss": activity_loss,
-            "permutation": permutation,
+        classification = {}
+        if self.recording_classifier is not None:
+            classification = self._classify(embeddings, recording_ids.masked_fill(~present, -100))
+            loss = loss + config.recording_loss_weight * classification["recording_loss"]
+        return (
+            contrast
+            | classification
+            | {
+                "loss": loss,
+                "separation_loss": separation_loss,
+                "activity_loss": activity_loss,
+                "permutation": permutation,
+            }
+        )
+
+    def _classify(self, embeddings: torch.Tensor, recording_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Softmax over recordings: embeddings of the targets `(batch, slots, speaker_embedding_size)` and their
+        classes `(batch, slots)`, negative for none → the fields of [`CSCForPreTrainingOutput`] that describe it."""
+        assert self.recording_classifier is not None
+        known = recording_ids >= 0
+        num_known = _items_per_process(known.sum(), _contrast_processes(self))
+        cosines = class_cosines(embeddings[known], self.recording_classifier, self.dtype)
+        log_p = (self.config.recording_scale * cosines).log_softmax(-1)
+        own_log_p = log_p.take_along_dim(recording_ids[known][:, None], dim=1)
+        return {
+            "recording_loss": -own_log_p.sum() / num_known,
+            "recording_accuracy": (log_p <= own_log_p).all(-1).sum() / num_known,
         }
 
     def _contrast(
@@ -1509,11 +1576,7 @@ class CSCForXVector(CSCPreTrainedModel):
         """
         outputs = self.csc(input_values, attention_mask, **kwargs)
         embeddings = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
-        with full_precision(embeddings):
-            # The class vectors are what the classifier makes of the identity matrix. Its weight is not read, so that
-            # adapters, offloading and quantisers, which replace its forward, take part.
-            axes = torch.eye(embeddings.shape[-1], dtype=self.dtype, device=embeddings.device)
-            cosines = embeddings @ F.normalize(self.classifier(axes).float(), dim=0)
+        cosines = class_cosines(embeddings, self.classifier, self.dtype)
         loss = None
         if labels is not None:
             loss = additive_angular_margin_loss(cosines, labels, self.config.xvector_margin, self.config.xvector_scale)

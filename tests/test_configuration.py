@@ -33,6 +33,8 @@ from csc_hf import PRESETS, CSCConfig, CSCForPreTraining
         {"frame_stride": 0},
         {"block": "tdnn"},
         {"block": "conv"},
+        {"num_recording_classes": 0},
+        {"recording_scale": 0},
     ],
 )
 def test_impossible_values_name_the_field(values):

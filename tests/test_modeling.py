@@ -240,15 +240,18 @@ def test_a_mask_that_does_not_pad_on_the_right_is_refused_by_name(wrong):
 
 
 def test_wrong_shapes_are_named():
-    model = CSCForPreTraining(tiny())
+    model = CSCForPreTraining(tiny(num_recording_classes=3))
     good = mixtures()
     for name, tensor in {
         "attention_mask": torch.ones(6, 2999),
         "source_values": torch.randn(6, 3, 3000),
         "speaker_ids": torch.zeros(6, 3, dtype=torch.long),
+        "recording_ids": torch.zeros(6, 3, dtype=torch.long),
     }.items():
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=f"{name}.*must have shape"):
             model(**good | {name: tensor})
+    with pytest.raises(ValueError, match="num_recording_classes"):
+        CSCForPreTraining(tiny())(**good, recording_ids=good["speaker_ids"])
     with pytest.raises(ValueError, match="source_values"):
         model(input_values=good["input_values"], speaker_ids=good["speaker_ids"])
     for audio in (torch.empty(1, 0), torch.randn(1, 2, 3000), torch.randn(3000)):
@@ -736,6 +739,32 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_the_softmax_over_recordings_is_that_of_its_definition():
+    model = CSCForPreTraining(tiny(num_recording_classes=7, recording_loss_weight=0.5)).eval()
+    batch, ids = mixtures(), torch.randint(0, 7, (6, 2))
+    ids[2, 1] = -100
+    batch["source_values"][4, 0] = 0  # silent: nobody is there to be told
+    with torch.no_grad():
+        output, without = model(**batch, recording_ids=ids), model(**batch)
+    embeddings = output.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
+    known = ids >= 0
+    known[4, 0] = False
+    logits = 20 * embeddings[known] @ F.normalize(model.recording_classifier.weight, dim=1).T
+    torch.testing.assert_close(output.recording_loss, F.cross_entropy(logits, ids[known]))
+    torch.testing.assert_close(output.recording_accuracy, (logits.argmax(-1) == ids[known]).float().mean())
+    assert without.recording_loss == 0
+    torch.testing.assert_close(output.loss, without.loss + 0.5 * output.recording_loss)
+    assert "recording_loss" not in CSCForPreTraining(tiny())(**batch)
+
+
+def test_the_softmax_over_recordings_teaches_all_that_it_uses():
+    model = CSCForPreTraining(tiny("tdnn", num_recording_classes=7, contrastive_loss_weight=0.0)).train()
+    wrap_layers(model)
+    model(**mixtures(), recording_ids=torch.randint(0, 7, (6, 2))).loss.backward()
+    for module in (model.recording_classifier, model.csc.speaker_branch.embedding, model.csc.layers[0].conv.wrapped):
+        assert any(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
 def test_the_loss_comes_first_if_there_is_one():
     model, batch = CSCForPreTraining(tiny()).eval(), mixtures()
     output = model(**batch)
@@ -822,13 +851,14 @@ def test_a_head_of_another_size_is_replaced_only_on_request(model_class, tmp_pat
     assert torch.equal(model.csc.slots.weight, trained.csc.slots.weight)
 
 
-def test_a_pretraining_checkpoint_loads_into_every_head(tmp_path):
-    pretrained = CSCForPreTraining(tiny())
+@pytest.mark.parametrize(("front_end", "options"), [("conv", {}), ("tdnn", {"num_recording_classes": 7})])
+def test_a_pretraining_checkpoint_loads_into_every_head(front_end, options, tmp_path):
+    pretrained = moments(CSCForPreTraining(tiny(front_end, **options)))
     pretrained.save_pretrained(tmp_path)
     for model_class in CLASSES:
         model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
         new = {name for name in info["missing_keys"] if not name.startswith("classifier")}
-        assert new <= {"projector.weight", "projector.bias"}
+        assert new <= {"projector.weight", "projector.bias"} and not info["unexpected_keys"]
         base = model if model_class is CSCModel else model.csc
         weights = pretrained.csc.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())

@@ -117,6 +117,17 @@ def test_number_of_speakers():
     assert counts[2] / 600 == pytest.approx(0.3, abs=0.06)
 
 
+def test_the_curriculum_begins_with_clean_single_talkers():
+    config = replace(TINY, single_speaker_probability=0.2, noise_probability=0.8, curriculum_batches=[4, 8])
+    config = replace(config, curriculum_noise_probability=0.4)
+    for number, alone, noisy in ((0, 1.0, 0.4), (4, 1.0, 0.4), (5, 0.8, 0.5), (6, 0.6, 0.6), (8, 0.2, 0.8)):
+        drawn = config.at_batch(number)
+        assert drawn.single_speaker_probability == pytest.approx(alone)
+        assert drawn.noise_probability == pytest.approx(noisy)
+    assert config.at_batch(8) is config and TINY.at_batch(0) is TINY
+    assert replace(config, curriculum_batches=(3, 3)).at_batch(2).noise_probability == pytest.approx(0.4)
+
+
 def test_levels_and_noise_are_drawn_from_their_ranges():
     config = replace(TINY, sir_db=[-3, 7], noise_snr_db=[10, 12], noise_probability=0.3)
     assert config == replace(config, sir_db=(-3, 7), noise_snr_db=(10, 12))  # lists, as YAML has them, are the same
@@ -424,6 +435,8 @@ def test_too_few_identities():
         {"speed_probability": -1},
         {"reverb_probability": 1.1},
         {"level_probability": float("nan")},
+        {"curriculum_batches": (8, 4)},
+        {"channel_db": (3, -3)},
     ],
 )
 def test_bad_settings_are_named(wrong):

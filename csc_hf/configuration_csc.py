@@ -49,8 +49,7 @@ class CSCConfig(PreTrainedConfig):
             a slot with the spectrum of each STFT frame. If not given, masks are made of the hidden state alone [O].
         hidden_size (`int`, defaults to 128): Width of the blocks [G].
         block (`str`, defaults to `"galr"`): `"galr"`, globally attentive, locally recurrent blocks [G], or `"conv"`,
-            dilated convolutions with batch norm [O]. The latter are cheaper and learn faster without labels. They
-            need `segment_overlap=False`, and ignore `local_layer`, `lstm_hidden_size`, `low_dim` and
+            dilated convolutions with batch norm [O]. The latter are several times cheaper. They need `segment_overlap=False`, and ignore `local_layer`, `lstm_hidden_size`, `low_dim` and
             `attention_dropout`.
         local_layer (`str`, defaults to `"lstm"`): Recurrence along the frames of a segment, in both directions:
             `"lstm"` [G] or `"mingru"` [O]. The latter is several times cheaper because only an average is sequential.
@@ -66,6 +65,9 @@ class CSCConfig(PreTrainedConfig):
         num_sources (`int`, defaults to 2): Slots: the most speakers in a mixture.
         speaker_embedding_size (`int`, defaults to 256): Size of the speaker embedding and of the global speaker vector
             [O].
+        embedding_batch_norm (`bool`, defaults to `False`): Whether the statistics of a slot pass a batch norm before
+            its speaker embedding is made of them. It takes away what all speakers have in common, which would fill the
+            embeddings and takes long to unlearn. Training moments are those of the slots of a process [O].
         use_cross_attention (`bool`, defaults to `True`): Whether cross-attention reads the global speaker vector [A].
             Without it all segments count alike, which shows what the attention is worth [O].
         hidden_dropout (`float`, defaults to 0.1): Dropout on what a block adds to its input [G].
@@ -127,6 +129,7 @@ class CSCConfig(PreTrainedConfig):
     num_speaker_layers: int = 2
     num_sources: int = 2
     speaker_embedding_size: int = 256
+    embedding_batch_norm: bool = False
     use_cross_attention: bool = True
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1

@@ -652,8 +652,7 @@ class CSCSpeakerBranch(nn.Module):
         self.attention_hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.attention_score = nn.Linear(config.hidden_size, config.hidden_size)
         self.batch_norm = None
-        if config.block == "conv":
-            # What all speakers have in common would fill the embedding, and takes long to unlearn.
+        if config.embedding_batch_norm:
             self.batch_norm = CSCMaskedBatchNorm(2 * config.hidden_size, config.layer_norm_eps)
         self.embedding = nn.Linear(2 * config.hidden_size, config.speaker_embedding_size)
         self.activity = nn.Linear(2 * config.hidden_size, 1)

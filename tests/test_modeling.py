@@ -52,7 +52,7 @@ FRONT_ENDS = ["conv", "stft"]
 
 
 SPECTRAL = {
-    "mel": {"num_mel_bins": 20, "frame_stride": 2, "mask_hidden_size": 8},
+    "mel": {"num_mel_bins": 20, "frame_stride": 2, "mask_hidden_size": 8, "embedding_batch_norm": True},
     "apart": {"segment_overlap": False},
     "tdnn": {
         "num_mel_bins": 20,
@@ -60,6 +60,7 @@ SPECTRAL = {
         "frame_stride": 2,
         "mask_hidden_size": 8,
         "block": "conv",
+        "embedding_batch_norm": True,
         "num_speaker_layers": 2,
         "segment_length": 3,
         "segment_overlap": False,

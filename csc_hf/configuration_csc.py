@@ -49,8 +49,8 @@ class CSCConfig(PreTrainedConfig):
             a slot with the spectrum of each STFT frame. If not given, masks are made of the hidden state alone [O].
         hidden_size (`int`, defaults to 128): Width of the blocks [G].
         block (`str`, defaults to `"galr"`): `"galr"`, globally attentive, locally recurrent blocks [G], or `"conv"`,
-            dilated convolutions with batch norm [O]. The latter are several times cheaper. They need `segment_overlap=False`, and ignore `local_layer`, `lstm_hidden_size`, `low_dim` and
-            `attention_dropout`.
+            dilated convolutions with batch norm [O]. The latter are several times cheaper. They need
+            `segment_overlap=False`, and ignore `local_layer`, `lstm_hidden_size`, `low_dim` and `attention_dropout`.
         local_layer (`str`, defaults to `"lstm"`): Recurrence along the frames of a segment, in both directions:
             `"lstm"` [G] or `"mingru"` [O]. The latter is several times cheaper because only an average is sequential.
         lstm_hidden_size (`int`, defaults to 128): Width of each direction of the recurrence [G].

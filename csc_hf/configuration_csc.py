@@ -39,19 +39,35 @@ class CSCConfig(PreTrainedConfig):
         conv_kernel (`int`, defaults to 32): Samples in a frame: the kernel of the filters, or the STFT window.
         conv_stride (`int`, defaults to 16): Samples between frames: the stride, or the STFT hop. Divides
             `conv_kernel`.
-        hidden_size (`int`, defaults to 128): Width of the GALR blocks [G].
+        num_mel_bins (`int`, *optional*): Mel bands in which the encoder sees the spectrogram; its linear bins if not
+            given. For the front end `"stft"`, as are the next three [O].
+        subtract_mean (`bool`, defaults to `False`): Whether each bin's mean over the recording is subtracted, which
+            removes the frequency response of microphone and line [O].
+        frame_stride (`int`, defaults to 1): STFT frames that are joined into one frame of the encoder. Above 1, it
+            needs a `mask_hidden_size` [O].
+        mask_hidden_size (`int`, *optional*): Width of a layer in which the separation branch joins the hidden state of
+            a slot with the spectrum of each STFT frame. If not given, masks are made of the hidden state alone [O].
+        hidden_size (`int`, defaults to 128): Width of the blocks [G].
+        block (`str`, defaults to `"galr"`): `"galr"`, globally attentive, locally recurrent blocks [G], or `"conv"`,
+            dilated convolutions with batch norm [O]. The latter are several times cheaper. They need
+            `segment_overlap=False`, and ignore `local_layer`, `lstm_hidden_size`, `low_dim` and `attention_dropout`.
         local_layer (`str`, defaults to `"lstm"`): Recurrence along the frames of a segment, in both directions:
             `"lstm"` [G] or `"mingru"` [O]. The latter is several times cheaper because only an average is sequential.
         lstm_hidden_size (`int`, defaults to 128): Width of each direction of the recurrence [G].
-        segment_length (`int`, defaults to 64): Frames in a segment; even, since segments overlap by half [G].
+        segment_length (`int`, defaults to 64): Frames of the encoder in a segment [G]; even if segments overlap.
+        segment_overlap (`bool`, defaults to `True`): Whether segments overlap by half [G], so that each frame is
+            computed twice. If not, one follows another [O].
         low_dim (`int`, defaults to 8): Rows that a segment is compressed to before global attention [G].
         num_attention_heads (`int`, defaults to 8): Heads of the global attention [G] and of the cross-attention [O].
-        num_hidden_layers (`int`, defaults to 4): GALR blocks of the shared trunk.
-        num_separation_layers (`int`, defaults to 2): GALR blocks of the separation branch.
-        num_speaker_layers (`int`, defaults to 2): GALR blocks of the speaker branch.
+        num_hidden_layers (`int`, defaults to 4): Blocks of the shared trunk.
+        num_separation_layers (`int`, defaults to 2): Blocks of the separation branch.
+        num_speaker_layers (`int`, defaults to 2): Blocks of the speaker branch.
         num_sources (`int`, defaults to 2): Slots: the most speakers in a mixture.
         speaker_embedding_size (`int`, defaults to 256): Size of the speaker embedding and of the global speaker vector
             [O].
+        embedding_batch_norm (`bool`, defaults to `False`): Whether the statistics of a slot pass a batch norm before
+            its speaker embedding is made of them. It takes away what all speakers have in common, which would fill the
+            embeddings and takes long to unlearn. Training moments are those of the slots of a process [O].
         use_cross_attention (`bool`, defaults to `True`): Whether cross-attention reads the global speaker vector [A].
             Without it all segments count alike, which shows what the attention is worth [O].
         hidden_dropout (`float`, defaults to 0.1): Dropout on what a block adds to its input [G].
@@ -64,6 +80,11 @@ class CSCConfig(PreTrainedConfig):
         contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt scale of the squared distances in
             the contrastive loss [O].
         si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
+        num_recording_classes (`int`, *optional*): Classes of recordings that [`CSCForPreTraining`] tells apart by a
+            softmax beside the contrast, if it is given `recording_ids`. Without speaker labels, this teaches sooner
+            than the contrast [O].
+        recording_loss_weight (`float`, defaults to 1.0): Weight of the cross-entropy of this softmax, in nats [O].
+        recording_scale (`float`, defaults to 20.0): Scale of the cosines in this softmax [O].
         classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.
         xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
@@ -91,10 +112,16 @@ class CSCConfig(PreTrainedConfig):
     front_end: str = "conv"
     conv_kernel: int = 32
     conv_stride: int = 16
+    num_mel_bins: int | None = None
+    subtract_mean: bool = False
+    frame_stride: int = 1
+    mask_hidden_size: int | None = None
     hidden_size: int = 128
+    block: str = "galr"
     local_layer: str = "lstm"
     lstm_hidden_size: int = 128
     segment_length: int = 64
+    segment_overlap: bool = True
     low_dim: int = 8
     num_attention_heads: int = 8
     num_hidden_layers: int = 4
@@ -102,6 +129,7 @@ class CSCConfig(PreTrainedConfig):
     num_speaker_layers: int = 2
     num_sources: int = 2
     speaker_embedding_size: int = 256
+    embedding_batch_norm: bool = False
     use_cross_attention: bool = True
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
@@ -112,6 +140,9 @@ class CSCConfig(PreTrainedConfig):
     activity_loss_weight: float | int = 0.5
     contrastive_scale: float | int = 10.0
     si_snr_threshold: float | int = 30.0
+    num_recording_classes: int | None = None
+    recording_loss_weight: float | int = 1.0
+    recording_scale: float | int = 20.0
     classifier_proj_size: int = 256
     xvector_margin: float | int = 0.2
     xvector_scale: float | int = 30.0
@@ -166,24 +197,42 @@ class CSCConfig(PreTrainedConfig):
         return cls(**overrides)
 
     def num_frames(self, num_samples):
-        """Frames of a waveform of `num_samples` samples (`int` or integer tensor). Each sample lies in
-        `conv_kernel / conv_stride` of them."""
+        """Frames of the front end for a waveform of `num_samples` samples (`int` or integer tensor). Each sample lies
+        in `conv_kernel / conv_stride` of them."""
         return -(-num_samples // self.conv_stride) + self.conv_kernel // self.conv_stride - 1
 
+    def num_encoder_frames(self, num_samples):
+        """Frames of the encoder for a waveform of `num_samples` samples (`int` or integer tensor). Each joins
+        `frame_stride` frames of the front end."""
+        return -(-self.num_frames(num_samples) // self.frame_stride)
+
     def num_segments(self, num_samples):
-        """Segments of a waveform of `num_samples` samples (`int` or integer tensor). Each frame lies in two of
-        them."""
-        return -(-self.num_frames(num_samples) // (self.segment_length // 2)) + 1
+        """Segments of a waveform of `num_samples` samples (`int` or integer tensor). Each frame of the encoder lies in
+        two of them, or in one if segments do not overlap."""
+        overlap = self.segment_length // self.segment_hop
+        return -(-self.num_encoder_frames(num_samples) // self.segment_hop) + overlap - 1
+
+    @property
+    def segment_hop(self) -> int:
+        """Frames of the encoder between the starts of two segments."""
+        return self.segment_length // 2 if self.segment_overlap else self.segment_length
 
     @property
     def segment_samples(self) -> int:
         """The most samples whose frames fit into one segment."""
-        return max(self.segment_length + 1 - self.conv_kernel // self.conv_stride, 1) * self.conv_stride
+        num_frames = self.segment_length * self.frame_stride
+        return max(num_frames + 1 - self.conv_kernel // self.conv_stride, 1) * self.conv_stride
 
     @property
     def segment_stride(self) -> int:
-        """Samples between the starts of two segments. Segment `s` is centred near sample `s * segment_stride`."""
-        return self.segment_length // 2 * self.conv_stride
+        """Samples between the starts of two segments."""
+        return self.segment_hop * self.frame_stride * self.conv_stride
+
+    def segment_centres(self, num_samples: int) -> range:
+        """The sample near which each segment of a waveform of `num_samples` samples is centred: `s * segment_stride`
+        for segment `s`, and half a stride later if segments do not overlap. The last ones can lie after the end."""
+        first = 0 if self.segment_overlap else self.segment_stride // 2
+        return range(first, first + self.num_segments(num_samples) * self.segment_stride, self.segment_stride)
 
     def validate_architecture(self):
         """Raises a `ValueError` for values that no model can be built from."""
@@ -191,12 +240,16 @@ class CSCConfig(PreTrainedConfig):
             "sampling_rate conv_kernel conv_stride hidden_size lstm_hidden_size segment_length low_dim "
             "num_attention_heads num_hidden_layers num_separation_layers num_speaker_layers num_sources "
             "speaker_embedding_size classifier_proj_size layer_norm_eps initializer_range contrastive_scale "
-            "si_snr_threshold xvector_scale"
+            "si_snr_threshold xvector_scale num_mel_bins frame_stride mask_hidden_size num_recording_classes "
+            "recording_scale"
         )
         for name in positive.split():
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in "separation_loss_weight contrastive_loss_weight activity_loss_weight xvector_margin".split():
+        not_negative = (
+            "separation_loss_weight contrastive_loss_weight activity_loss_weight recording_loss_weight xvector_margin"
+        )
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         for name in ("hidden_dropout", "attention_dropout"):
@@ -204,6 +257,21 @@ class CSCConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         if self.front_end not in ("conv", "stft"):
             raise ValueError(f"`front_end` must be 'conv' or 'stft', got {self.front_end!r}.")
+        if self.front_end != "stft":
+            for name, default in (("num_mel_bins", None), ("subtract_mean", False), ("mask_hidden_size", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"`{name}` needs `front_end` 'stft', got {getattr(self, name)!r} with {self.front_end!r}."
+                    )
+        if self.frame_stride > 1 and self.mask_hidden_size is None:
+            raise ValueError(
+                f"`frame_stride` {self.frame_stride} needs `front_end` 'stft' and a `mask_hidden_size`: without "
+                "it, the frames that are joined would have one mask."
+            )
+        if self.block not in ("galr", "conv"):
+            raise ValueError(f"`block` must be 'galr' or 'conv', got {self.block!r}.")
+        if self.block == "conv" and self.segment_overlap:
+            raise ValueError("`block` 'conv' needs `segment_overlap` False: it convolves over all frames in turn.")
         if self.local_layer not in ("lstm", "mingru"):
             raise ValueError(f"`local_layer` must be 'lstm' or 'mingru', got {self.local_layer!r}.")
         if self.conv_kernel % self.conv_stride or self.conv_kernel < 2 * self.conv_stride:
@@ -211,9 +279,9 @@ class CSCConfig(PreTrainedConfig):
                 f"`conv_kernel` must be a multiple of `conv_stride`, at least twice it, got {self.conv_kernel} and "
                 f"{self.conv_stride}."
             )
-        if self.segment_length % 2:
+        if self.segment_overlap and self.segment_length % 2:
             raise ValueError(f"`segment_length` must be even (segments overlap by half), got {self.segment_length}.")
-        if self.low_dim > self.segment_length:
+        if self.block == "galr" and self.low_dim > self.segment_length:
             raise ValueError(
                 f"`low_dim` must not exceed `segment_length`, got {self.low_dim} and {self.segment_length}."
             )

@@ -55,7 +55,7 @@ class CSCModelOutput(ModelOutput):
         hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks,
             `(batch, segments * segment_length, hidden_size)`.
         attentions (`tuple`, *optional*): Attention over segments in each block of the trunk,
-            `(batch, low_dim * heads, segments, segments)`.
+            `(batch, low_dim * heads, segments, segments)`; none if `config.block` is `"conv"`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -73,12 +73,16 @@ class CSCForPreTrainingOutput(ModelOutput):
     Output of [`CSCForPreTraining`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the three losses that follow. They, and
-            the fields that describe them, are returned if `source_values` are given.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the losses that follow. They, and the
+            fields that describe them, are returned if `source_values` are given.
         separation_loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR in dB of the best permutation,
             saturating at `config.si_snr_threshold`, averaged over the sources that are not silent.
         contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own identity | embedding), in nats.
         activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of the slots' activity.
+        recording_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own recording | embedding), in nats, if
+            `config.num_recording_classes` is set.
+        recording_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to the
+            class vector of their own recording, likewise.
         mutual_information (`torch.FloatTensor` of shape `()`, *optional*): The lower bound log(identities) -
             `contrastive_loss`, in nats.
         contrastive_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to
@@ -98,6 +102,8 @@ class CSCForPreTrainingOutput(ModelOutput):
     separation_loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     activity_loss: torch.Tensor | None = None
+    recording_loss: torch.Tensor | None = None
+    recording_accuracy: torch.Tensor | None = None
     mutual_information: torch.Tensor | None = None
     contrastive_accuracy: torch.Tensor | None = None
     sources: torch.Tensor | None = None
@@ -295,30 +301,54 @@ def stft_window(config: CSCConfig, device: torch.device) -> torch.Tensor:
     return torch.hann_window(config.conv_kernel, device=device).sqrt()
 
 
+def mel_filters(num_bands: int, num_bins: int, sampling_rate: int, device: torch.device) -> torch.Tensor:
+    """`(num_bins, num_bands)`: triangles that are evenly spaced in mel and whose weights sum to one. At low
+    frequencies, each side is at least as wide as a bin, so that no band is empty."""
+    nyquist = sampling_rate / 2
+    mel = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), num_bands + 2, device=device)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    frequencies = torch.linspace(0, nyquist, num_bins, device=device)[:, None]
+    centres, narrowest = edges[1:-1], nyquist / (num_bins - 1)
+    below = (centres - frequencies) / (centres - edges[:-2]).clamp(min=narrowest)
+    above = (frequencies - centres) / (edges[2:] - centres).clamp(min=narrowest)
+    filters = (1 - torch.maximum(below, above)).clamp(min=0)
+    return filters / filters.sum(0)
+
+
 class CSCSTFTFrontEnd(nn.Module):
-    """Log-magnitude spectrogram, normalised over the real frames of a recording [O]."""
+    """Log-magnitude spectrogram, in linear bins or mel bands, normalised over the real frames of a recording [O]."""
 
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.projection = nn.Linear(config.conv_kernel // 2 + 1, config.hidden_size)
+        num_bins = config.num_mel_bins or config.conv_kernel // 2 + 1
+        self.projection = nn.Linear(config.frame_stride * num_bins, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
         self, waveform: torch.Tensor, frame_mask: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(batch, samples)`, `(batch, frames, 1)` → features `(batch, frames, hidden_size)` of the given dtype and
-        the complex spectrum `(batch, frames, bins)`."""
+        """`(batch, samples)`, `(batch, frames, 1)` → features `(batch, frames / frame_stride, hidden_size)` of the
+        given dtype and the complex spectrum `(batch, frames, bins)`."""
         config = self.config
         frames = split_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         spectrum = torch.fft.rfft(frames * stft_window(config, waveform.device))
         # The waveform has unit power, so the mean power of a bin is about that of the window. The floor is at -60 dB.
         power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
+        if config.num_mel_bins is not None:
+            filters = mel_filters(config.num_mel_bins, power.shape[-1], config.sampling_rate, power.device)
+            with full_precision(power):
+                power = power @ filters
         log_power = (power + 1e-6).log()
         mask = frame_mask.float()
-        centred = log_power - masked_mean(log_power, mask, (1, 2))[:, None, None]
+        if config.subtract_mean:
+            mean = masked_mean(log_power, mask, 1)[:, None]
+        else:
+            mean = masked_mean(log_power, mask, (1, 2))[:, None, None]
+        centred = log_power - mean
         variance = masked_mean(centred.square(), mask, (1, 2))[:, None, None]
         features = centred * torch.rsqrt(variance + config.layer_norm_eps)
+        features = (features * mask).unflatten(1, (-1, config.frame_stride)).flatten(2)
         return self.layer_norm(self.projection(features.to(dtype))), spectrum
 
 
@@ -328,10 +358,20 @@ class CSCSTFTDecoder(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.mask = nn.Linear(config.hidden_size, config.conv_kernel // 2 + 1)
+        num_bins = config.conv_kernel // 2 + 1
+        if config.mask_hidden_size is not None:
+            self.frames = nn.Linear(config.hidden_size, config.frame_stride * config.mask_hidden_size)
+            self.spectrum = nn.Linear(num_bins, config.mask_hidden_size, bias=False)
+        self.mask = nn.Linear(config.mask_hidden_size or config.hidden_size, num_bins)
 
     def forward(self, hidden_states: torch.Tensor, encoded: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """`(batch, slots, frames, hidden_size)`, `(batch, frames, bins)` → `(batch, slots, num_samples)`."""
+        """`(batch, slots, frames / frame_stride, hidden_size)`, `(batch, frames, bins)` → `(batch, slots,
+        num_samples)`."""
+        if self.config.mask_hidden_size is not None:
+            # The hidden state says what several STFT frames of a slot have in common, the spectrum adds the detail.
+            hidden_states = self.frames(hidden_states).unflatten(-1, (self.config.frame_stride, -1)).flatten(2, 3)
+            compressed = (encoded.real.square() + encoded.imag.square() + 1e-8).pow(0.25)
+            hidden_states = (hidden_states + self.spectrum(compressed.to(hidden_states.dtype))[:, None]).relu()
         masked = self.mask(hidden_states).float().sigmoid() * encoded[:, None]
         frames = torch.fft.irfft(masked, n=self.config.conv_kernel) * stft_window(self.config, masked.device)
         waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride).unflatten(0, hidden_states.shape[:2])
@@ -522,6 +562,77 @@ class CSCBlock(GradientCheckpointingLayer):
         return segments.permute(1, 2, 0, 3).flatten(1, 2)
 
 
+class CSCMaskedBatchNorm(nn.Module):
+    """
+    Batch norm over the real positions of all recordings. It is zero elsewhere, so padding changes nothing [O].
+
+    In training mode it normalises by the moments of the batch that this process holds, whatever other processes hold,
+    and keeps moving averages of them. In evaluation mode it normalises by these, so one recording does not change
+    another. With activation checkpointing, which computes a block twice, its averages move twice in a step.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, size: int, eps: float, momentum: float = 0.1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.register_buffer("running_mean", torch.zeros(size))
+        self.register_buffer("running_var", torch.ones(size))
+        self.eps = eps
+        self.momentum = momentum
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(..., size)`, zero where `mask` is.
+            mask: `(..., 1)`.
+            of_batch: Whether these values are what the moments of a batch are taken of. If not, the moving averages
+                normalise them in training mode, too.
+        """
+        values, mask = hidden_states.float(), mask.float()
+        if self.training and of_batch:
+            mean = masked_mean(values, mask, tuple(range(values.dim() - 1)))
+            variance = masked_mean((values - mean).square(), mask, tuple(range(values.dim() - 1)))
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        else:
+            mean, variance = self.running_mean.float(), self.running_var.float()
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
+
+
+class CSCConvBlock(GradientCheckpointingLayer):
+    """A dilated convolution over frames, as in a TDNN, with a residual connection [O]."""
+
+    def __init__(self, config: CSCConfig, dilation: int):
+        super().__init__()
+        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, 3, padding=dilation, dilation=dilation)
+        self.batch_norm = CSCMaskedBatchNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """As [`CSCBlock`], of segments that do not overlap. There is no attention."""
+        mask = frame_mask.flatten(1, 2)
+        local = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2).relu() * mask
+        return hidden_states + self.dropout(self.batch_norm(local, mask))
+
+
+def build_blocks(config: CSCConfig, num_blocks: int) -> nn.ModuleList:
+    """The blocks of the trunk or of a branch. Convolutions reach further from each block to the next."""
+    if config.block == "conv":
+        return nn.ModuleList([CSCConvBlock(config, dilation=1 + index % 4) for index in range(num_blocks)])
+    return nn.ModuleList([CSCBlock(config) for _ in range(num_blocks)])
+
+
 # --- branches --------------------------------------------------------------------------------------------------------
 
 
@@ -537,9 +648,12 @@ class CSCSpeakerBranch(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.segment_length = config.segment_length
-        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_speaker_layers)])
+        self.blocks = build_blocks(config, config.num_speaker_layers)
         self.attention_hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.attention_score = nn.Linear(config.hidden_size, config.hidden_size)
+        self.batch_norm = None
+        if config.embedding_batch_norm:
+            self.batch_norm = CSCMaskedBatchNorm(2 * config.hidden_size, config.layer_norm_eps)
         self.embedding = nn.Linear(2 * config.hidden_size, config.speaker_embedding_size)
         self.activity = nn.Linear(2 * config.hidden_size, 1)
 
@@ -574,8 +688,14 @@ class CSCSpeakerBranch(nn.Module):
         # From the deviations: a short recording has hardly any, and E[x²] - E[x]² would be rounding noise.
         variance = (weights * (values - mean).square()).sum(dim=1)
         statistics = pooled_statistics(mean.squeeze(1), variance).to(segments.dtype)
-        embeddings = F.normalize(self.embedding(statistics).float(), dim=-1)
-        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
+        return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
+
+    def embed(self, statistics: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
+        """Pooled statistics `(..., 2 * hidden_size)` → embeddings of unit length `(..., speaker_embedding_size)`,
+        float32. `of_batch` says whether the statistics are those of the slots of a batch."""
+        if self.batch_norm is not None:
+            statistics = self.batch_norm(statistics, torch.ones_like(statistics[..., :1]), of_batch)
+        return F.normalize(self.embedding(statistics).float(), dim=-1)
 
 
 class CSCSeparator(nn.Module):
@@ -584,7 +704,7 @@ class CSCSeparator(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_separation_layers)])
+        self.blocks = build_blocks(config, config.num_separation_layers)
         self.decoder = CSCSTFTDecoder(config) if config.front_end == "stft" else CSCConvDecoder(config)
 
     def forward(
@@ -601,7 +721,7 @@ class CSCSeparator(nn.Module):
         for block in self.blocks:
             hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
         segments = hidden_states.unflatten(1, (-1, self.config.segment_length))
-        frames = overlap_add(segments, self.config.segment_length // 2)
+        frames = overlap_add(segments, self.config.segment_hop)
         return self.decoder(frames.unflatten(0, (-1, self.config.num_sources)), encoded, num_samples)
 
 
@@ -744,6 +864,16 @@ def additive_angular_margin_loss(
     )
     true = F.one_hot(labels, cosines.shape[-1]).bool()
     return F.cross_entropy(scale * torch.where(true, harder, cosines), labels)
+
+
+def class_cosines(embeddings: torch.Tensor, classifier: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines of embeddings of unit length `(batch, size)` with the class vectors of a linear layer, whose weights
+    have the given dtype → `(batch, classes)` float32."""
+    with full_precision(embeddings):
+        # The class vectors are what the classifier makes of the identity matrix. Its weight is not read, so that
+        # adapters, offloading and quantisers, which replace its forward, take part.
+        axes = torch.eye(embeddings.shape[-1], dtype=dtype, device=embeddings.device)
+        return embeddings @ F.normalize(classifier(axes).float(), dim=0)
 
 
 def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> torch.Tensor:
@@ -934,13 +1064,18 @@ class CSCPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CSCBlock"]
+    _no_split_modules = ["CSCBlock", "CSCConvBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     # Parts of a pre-training checkpoint that a head or the base model does not use.
-    _keys_to_ignore_on_load_unexpected = [r"^aggregator\.", r"^log_contrastive_scale$", r"^(csc\.)?separator\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^aggregator\.",
+        r"^log_contrastive_scale$",
+        r"^recording_classifier\.",
+        r"^(csc\.)?separator\.",
+    ]
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
 
@@ -953,6 +1088,13 @@ class CSCPreTrainedModel(PreTrainedModel):
         if isinstance(module, (CSCConvFrontEnd, CSCConvDecoder)):
             # A basis of waveforms: PyTorch's own scale, not that of the linear layers.
             init.kaiming_uniform_(module.conv.weight, a=math.sqrt(5))
+        elif isinstance(module, CSCConvBlock):
+            init.kaiming_normal_(module.conv.weight, nonlinearity="relu")
+        elif isinstance(module, CSCMaskedBatchNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
         elif isinstance(module, CSCLSTM):
             init.zeros_(module.initial_hidden)
             init.zeros_(module.initial_cell)
@@ -962,6 +1104,9 @@ class CSCPreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, 0.25)
         elif isinstance(module, CSCForPreTraining):
             init.constant_(module.log_contrastive_scale, math.log(self.config.contrastive_scale))
+            if module.recording_classifier is not None:
+                # Only directions count, and those of small vectors move faster.
+                init.xavier_normal_(module.recording_classifier.weight)
 
 
 class CSCModel(CSCPreTrainedModel):
@@ -986,14 +1131,14 @@ class CSCModel(CSCPreTrainedModel):
 
     # Only the trunk is recorded: the batch axis of the branches is batch * slots.
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(CSCBlock, index=0, layer_name="layers"),
+        "hidden_states": OutputRecorder(GradientCheckpointingLayer, index=0, layer_name="layers"),
         "attentions": OutputRecorder(CSCAttention, index=1, layer_name="layers"),
     }
 
     def __init__(self, config: CSCConfig, add_separator: bool = False):
         super().__init__(config)
         self.front_end = CSCSTFTFrontEnd(config) if config.front_end == "stft" else CSCConvFrontEnd(config)
-        self.layers = nn.ModuleList([CSCBlock(config) for _ in range(config.num_hidden_layers)])
+        self.layers = build_blocks(config, config.num_hidden_layers)
         self.slots = nn.Linear(config.hidden_size, config.num_sources * config.hidden_size)
         self.slot_activation = nn.PReLU()
         self.speaker_branch = CSCSpeakerBranch(config)
@@ -1033,16 +1178,18 @@ class CSCModel(CSCPreTrainedModel):
         waveform = input_values.float().masked_fill(attention_mask == 0, 0.0)
         check_recordings(waveform, attention_mask, lengths)
 
-        size, hop, num_segments = config.segment_length, config.segment_length // 2, config.num_segments(num_samples)
-        # Without the second half of the last segment, the frames fill the half-overlapping segments exactly.
-        frame_mask = length_mask(config.num_frames(lengths), (num_segments - 1) * hop)
+        size, hop, num_segments = config.segment_length, config.segment_hop, config.num_segments(num_samples)
+        # The frames fill the segments exactly; where these overlap, without the second half of the last one.
+        num_frames = (num_segments - size // hop + 1) * hop
+        encoded_mask = length_mask(config.num_frames(lengths), num_frames * config.frame_stride)
+        frame_mask = length_mask(config.num_encoder_frames(lengths), num_frames)
         segment_mask = length_mask(config.num_segments(lengths), num_segments)
 
         # To unit power, so that neither quiet recordings nor half precision lose anything.
         scale = headroom(waveform)
         waveform = waveform * scale
         level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8 * scale
-        features, encoded = self.front_end(waveform / level, frame_mask[..., None], self.dtype)
+        features, encoded = self.front_end(waveform / level, encoded_mask[..., None], self.dtype)
 
         hidden_states = split_frames(features * frame_mask[..., None], size, hop, num_segments).flatten(1, 2)
         frame_mask = split_frames(frame_mask[..., None].to(features.dtype), size, hop, num_segments)
@@ -1109,6 +1256,11 @@ class CSCForPreTraining(CSCPreTrainedModel):
         self.csc = CSCModel(config, add_separator=True)
         self.aggregator = CSCSpeakerAggregator(config)
         self.log_contrastive_scale = nn.Parameter(torch.full((1,), math.log(config.contrastive_scale)))
+        self.recording_classifier = None
+        if config.num_recording_classes is not None:
+            self.recording_classifier = nn.Linear(
+                config.speaker_embedding_size, config.num_recording_classes, bias=False
+            )
         self.post_init()
 
     def aggregate(
@@ -1135,7 +1287,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
     def _global_speaker_vectors(self, mean: torch.Tensor, variance: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`(..., hidden_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes its embeddings."""
         statistics = pooled_statistics(mean, variance).to(dtype)
-        return F.normalize(self.csc.speaker_branch.embedding(statistics).float(), dim=-1)
+        return self.csc.speaker_branch.embed(statistics, of_batch=False)
 
     @can_return_tuple
     def forward(
@@ -1144,6 +1296,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         source_values: torch.Tensor | None = None,
         speaker_ids: torch.Tensor | None = None,
+        recording_ids: torch.Tensor | None = None,
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CSCForPreTrainingOutput:
@@ -1155,24 +1308,34 @@ class CSCForPreTraining(CSCPreTrainedModel):
             speaker_ids (`torch.LongTensor` of shape `(batch, slots)`, *optional*): Identity of each source. Equal
                 numbers mean the same identity, -100 means none. Without them, or if no two identities can be told
                 apart, the contrastive loss is zero. An identity in only one mixture takes no part.
+            recording_ids (`torch.LongTensor` of shape `(batch, slots)`, *optional*): Class of the recording that each
+                source is a part of, below `config.num_recording_classes`; -100 means none.
             return_loss (`bool`, defaults to `True`): Whether to compute the losses, if `source_values` are given.
 
         Raises:
-            ValueError: If `source_values` or `speaker_ids` do not fit the input, or the latter come alone.
+            ValueError: If `source_values`, `speaker_ids` or `recording_ids` do not fit the input, the latter two come
+                alone, or the model has no classes of recordings.
         """
         batch, num_sources = input_values.shape[0], self.config.num_sources
         if source_values is None and speaker_ids is not None:
             raise ValueError("`speaker_ids` need `source_values`, which tell the slot of each speaker.")
         check_shape("source_values", source_values, (batch, num_sources, *input_values.shape[1:]))
+        if recording_ids is not None and (source_values is None or self.recording_classifier is None):
+            raise ValueError(
+                "`recording_ids` need `source_values`, which tell the slot of each source, and a model with "
+                "`config.num_recording_classes`."
+            )
         check_shape("speaker_ids", speaker_ids, (batch, num_sources))
+        check_shape("recording_ids", recording_ids, (batch, num_sources))
         outputs = self.csc(input_values, attention_mask, **kwargs)
         losses = {}
         if source_values is not None and return_loss:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_values, dtype=torch.long)
-            if speaker_ids is None:
-                speaker_ids = torch.full((batch, num_sources), -100, device=input_values.device)
-            losses = self._losses(outputs, attention_mask, source_values, speaker_ids)
+            nobody = torch.full((batch, num_sources), -100, device=input_values.device)
+            speaker_ids = nobody if speaker_ids is None else speaker_ids
+            recording_ids = nobody if recording_ids is None else recording_ids
+            losses = self._losses(outputs, attention_mask, source_values, speaker_ids, recording_ids)
         return CSCForPreTrainingOutput(
             **losses,
             sources=outputs.sources,
@@ -1183,7 +1346,12 @@ class CSCForPreTraining(CSCPreTrainedModel):
         )
 
     def _losses(
-        self, outputs, attention_mask: torch.Tensor, source_values: torch.Tensor, speaker_ids: torch.Tensor
+        self,
+        outputs,
+        attention_mask: torch.Tensor,
+        source_values: torch.Tensor,
+        speaker_ids: torch.Tensor,
+        recording_ids: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The fields of [`CSCForPreTrainingOutput`] that need the sources."""
         config, num_processes = self.config, _contrast_processes(self)
@@ -1209,11 +1377,33 @@ class CSCForPreTraining(CSCPreTrainedModel):
             + config.contrastive_loss_weight * contrast["contrastive_loss"]
             + config.activity_loss_weight * activity_loss
         )
-        return contrast | {
-            "loss": loss,
-            "separation_loss": separation_loss,
-            "activity_loss": activity_loss,
-            "permutation": permutation,
+        classification = {}
+        if self.recording_classifier is not None:
+            classification = self._classify(embeddings, recording_ids.masked_fill(~present, -100))
+            loss = loss + config.recording_loss_weight * classification["recording_loss"]
+        return (
+            contrast
+            | classification
+            | {
+                "loss": loss,
+                "separation_loss": separation_loss,
+                "activity_loss": activity_loss,
+                "permutation": permutation,
+            }
+        )
+
+    def _classify(self, embeddings: torch.Tensor, recording_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Softmax over recordings: embeddings of the targets `(batch, slots, speaker_embedding_size)` and their
+        classes `(batch, slots)`, negative for none → the fields of [`CSCForPreTrainingOutput`] that describe it."""
+        assert self.recording_classifier is not None
+        known = recording_ids >= 0
+        num_known = _items_per_process(known.sum(), _contrast_processes(self))
+        cosines = class_cosines(embeddings[known], self.recording_classifier, self.dtype)
+        log_p = (self.config.recording_scale * cosines).log_softmax(-1)
+        own_log_p = log_p.take_along_dim(recording_ids[known][:, None], dim=1)
+        return {
+            "recording_loss": -own_log_p.sum() / num_known,
+            "recording_accuracy": (log_p <= own_log_p).all(-1).sum() / num_known,
         }
 
     def _contrast(
@@ -1385,11 +1575,7 @@ class CSCForXVector(CSCPreTrainedModel):
         """
         outputs = self.csc(input_values, attention_mask, **kwargs)
         embeddings = main_speaker_embedding(outputs.source_embeddings, outputs.source_activity)
-        with full_precision(embeddings):
-            # The class vectors are what the classifier makes of the identity matrix. Its weight is not read, so that
-            # adapters, offloading and quantisers, which replace its forward, take part.
-            axes = torch.eye(embeddings.shape[-1], dtype=self.dtype, device=embeddings.device)
-            cosines = embeddings @ F.normalize(self.classifier(axes).float(), dim=0)
+        cosines = class_cosines(embeddings, self.classifier, self.dtype)
         loss = None
         if labels is not None:
             loss = additive_angular_margin_loss(cosines, labels, self.config.xvector_margin, self.config.xvector_scale)

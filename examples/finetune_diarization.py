@@ -82,11 +82,8 @@ class Conversations(Dataset):
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         waveform, active = self.exact(number)
         self.speech.advance(self.rows_per_conversation)
-        num_segments = self.model.num_segments(len(waveform))
-        return {
-            "input_values": waveform,
-            "labels": segment_labels(active, num_segments, self.model.segment_stride),
-        }
+        labels = segment_labels(active, self.model.segment_centres(len(waveform)))
+        return {"input_values": waveform, "labels": labels}
 
     def exact(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The audio (samples,) of a conversation, and who speaks in each sample (speakers, samples)."""
@@ -124,8 +121,8 @@ def diarize(model: CSCForAudioFrameClassification, waveform: torch.Tensor) -> An
     """Who speaks when in a recording (samples,). A segment stands for `segment_stride` samples about its centre."""
     active = model(waveform[None]).logits[0].T.cpu().numpy() > 0
     rate = SAMPLING_RATE / model.config.segment_stride
-    end = len(waveform) / SAMPLING_RATE
-    return annotation(active, rate, start=-0.5 / rate).crop(Segment(0, end))
+    first, end = model.config.segment_centres(len(waveform))[0] / SAMPLING_RATE, len(waveform) / SAMPLING_RATE
+    return annotation(active, rate, start=first - 0.5 / rate).crop(Segment(0, end))
 
 
 def diarization_errors(model: CSCForAudioFrameClassification, conversations: Conversations) -> dict[str, float]:

@@ -102,13 +102,14 @@ def plot(model: CSCForPreTraining, mixture: np.ndarray, enrolment: np.ndarray, n
     right.colorbar(image, ax=above, label="level (dB)", aspect=15, pad=0.02)
     above.tick_params(labelbottom=False)
     stride = model.config.segment_stride / SAMPLING_RATE
+    begin = model.config.segment_centres(len(enrolment))[0] / SAMPLING_RATE - 0.5 * stride
     image = below.imshow(
         (weights * weights[0].numel()).transpose(0, 1).flatten(0, 1).numpy(),  # a row for each slot and head
         cmap=matplotlib.colormaps["RdBu_r"].resampled(25),
         norm=LogNorm(1 / ATTENTION_RANGE, ATTENTION_RANGE),
         interpolation="nearest",
         aspect="auto",
-        extent=(-0.5 * stride, (num_segments - 0.5) * stride, num_slots, 0),
+        extent=(begin, begin + num_segments * stride, num_slots, 0),
     )
     below.set_xlim(0, len(enrolment) / SAMPLING_RATE)
     below.set_title(f"Cross-attention over the enrolment, queried by slot {best + 1}", loc="left", fontsize=11)

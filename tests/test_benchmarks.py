@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pretraining_runs
 import pyarrow.parquet as pq
 import pytest
 import speech
@@ -15,13 +16,16 @@ import torch
 import yaml
 
 from csc_hf import CSCConfig, CSCForPreTraining
+from csc_hf.audio import decode_audio
 
 ROOT = Path(__file__).resolve().parents[1]
 VERIFICATION = ROOT / "benchmarks" / "verification"
-sys.path += [str(ROOT / "benchmarks"), str(VERIFICATION)]  # the scripts import each other
+LABEL_FREE = ROOT / "benchmarks" / "label_free"
+sys.path += [str(ROOT / "benchmarks"), str(VERIFICATION), str(LABEL_FREE)]  # the scripts import each other
 import against_peers  # noqa: E402
 import contenders  # noqa: E402
 import measure  # noqa: E402
+import prepare  # noqa: E402
 import pretraining_step  # noqa: E402
 import split_speakers  # noqa: E402
 
@@ -56,6 +60,55 @@ def test_split_speakers(tmp_path):
     speakers = {name: {row["speaker_id"] for row in part} for name, part in parts.items()}
     assert not speakers["train"] & speakers["dev"]
     assert sorted(speaker.split("-")[0] for speaker in speakers["dev"]) == ["phone"] * 2 + ["studio"] * 2
+
+
+def test_label_free_training(tmp_path):
+    """The speech is prepared as its page says, and the recipe trains on it: here two steps of a smaller model."""
+
+    def rows_of(source, count, licence="MIT"):
+        rows = speech.make_rows(count, source=source, prefix=source)
+        return [
+            row | {"speaker_id": f"{source}-{row['speaker_id']}", "licence": licence, "seconds": 0.25} for row in rows
+        ]
+
+    labelled = [*rows_of("sessions", 80), *rows_of("words", 16), *rows_of("game", 16, "GPL-2"), *rows_of("dev", 16)]
+    corpus = tmp_path / "corpus"
+    speech.write(corpus / "labelled", labelled, shards=2)
+    speech.write(corpus / "unlabelled", rows_of("phone", 4), shards=1)
+    speech.write(corpus / "noise", rows_of("hum", 4), shards=1)
+    options = ["--one_session", "sessions", "--dev_only", "dev", "--leave_out", "GPL", "--dev_share", "0.25"]
+    options += ["--min_seconds", "0.2", "--max_seconds", "1.1", "--output_dir", str(tmp_path)]
+    for name in ("labelled", "unlabelled", "noise"):
+        options += [f"--{name}", str(corpus / name / "*.parquet")]
+    prepare.main(options)
+    parts = {
+        name: [row for file in (tmp_path / name).glob("part-*.parquet") for row in pq.read_table(file).to_pylist()]
+        for name in ("recordings", "people", "dev", "noise")
+    }
+    speakers = {name: {row["speaker_id"] for row in part} for name, part in parts.items()}
+    assert {row["source"] for row in parts["recordings"]} == {"sessions", "phone"}
+    assert {row["source"] for row in parts["people"]} == {"words"}
+    assert {row["source"] for row in parts["dev"]} == {"sessions", "words", "dev"}
+    assert not (speakers["recordings"] | speakers["people"]) & speakers["dev"] and len(parts["noise"]) == 4
+    seconds = {row["id"]: row["seconds"] for row in parts["recordings"]}
+    assert len(seconds) == len(parts["recordings"]) and max(seconds.values()) <= 1.1
+    for row in (row for row in parts["recordings"] if row["source"] == "sessions"):
+        assert len(decode_audio(row["audio"])) == round(16_000 * row["seconds"])
+
+    recipe = yaml.safe_load((LABEL_FREE / "utterance.yaml").read_text())
+    recipe |= {"train_data": str(tmp_path / "recordings" / "*.parquet"), "source_column_name": "source"}
+    recipe |= {"noise_data": str(tmp_path / "noise" / "*.parquet"), "min_seconds": 0.2, "reservoir_seconds": 90}
+    recipe |= {"per_device_train_batch_size": 5, "max_train_steps": 2, "logging_steps": 1}
+    recipe["model"] |= {"hidden_size": 16, "lstm_hidden_size": 16, "num_recording_classes": 30, "mask_hidden_size": 8}
+    recipe["mixing"] |= {"seconds": 0.1, "curriculum_batches": [0, 1]}
+    assert pretraining_runs.run(tmp_path / "run", "--log_batches", options=recipe) == 0
+    first, second = pretraining_runs.batches(tmp_path / "run")["batches-0.jsonl"]
+    assert all(len(mixture["sources"]) == 1 for mixture in first["recipes"])
+    kinds = {effect["effect"] for mixture in [*first["recipes"], *second["recipes"]] for effect in mixture["effects"]}
+    assert kinds == {"Channel"} and 2 < first["recording_loss"] < 6
+    trained = CSCForPreTraining.from_pretrained(tmp_path / "run")
+    assert trained.config.block == "conv" and trained.recording_classifier.weight.shape == (30, 192)
+    assert trained.csc.layers[0].batch_norm.running_mean.any()
 
 
 @pytest.mark.parametrize(

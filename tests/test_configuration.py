@@ -24,6 +24,17 @@ from csc_hf import PRESETS, CSCConfig, CSCForPreTraining
         {"contrastive_loss_weight": -1.0},
         {"hidden_size": "128"},
         {"calibration": 0.5},
+        {"num_mel_bins": 20},
+        {"num_mel_bins": 0, "front_end": "stft"},
+        {"subtract_mean": True},
+        {"mask_hidden_size": 8},
+        {"frame_stride": 2},
+        {"frame_stride": 2, "front_end": "stft"},
+        {"frame_stride": 0},
+        {"block": "tdnn"},
+        {"block": "conv"},
+        {"num_recording_classes": 0},
+        {"recording_scale": 0},
     ],
 )
 def test_impossible_values_name_the_field(values):
@@ -45,7 +56,16 @@ def test_presets_are_the_documented_models():
             CSCForPreTraining(config)
 
 
-@pytest.mark.parametrize("config", [CSCConfig.tiny(), CSCConfig.tiny(front_end="stft"), CSCConfig.small()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CSCConfig.tiny(),
+        CSCConfig.tiny(front_end="stft"),
+        CSCConfig.small(),
+        CSCConfig.tiny(segment_length=5, segment_overlap=False),
+        CSCConfig.tiny(front_end="stft", frame_stride=3, mask_hidden_size=8, segment_length=6),
+    ],
+)
 def test_lengths_are_those_of_the_model(config):
     model = CSCForPreTraining(config).eval()
     for num_samples in (1, 15, 16, 17, 400, config.segment_samples, config.segment_samples + 1, 5000):
@@ -54,8 +74,9 @@ def test_lengths_are_those_of_the_model(config):
         assert output.last_hidden_state.shape[1] == config.num_segments(num_samples)
         assert output.sources.shape[-1] == num_samples
     # The frames of `segment_samples` samples fill exactly one segment.
-    assert config.num_frames(config.segment_samples) == config.segment_length
-    assert config.num_frames(config.segment_samples + 1) == config.segment_length + 1
+    assert config.num_frames(config.segment_samples) == config.frame_stride * config.segment_length
+    assert config.num_encoder_frames(config.segment_samples) == config.segment_length
+    assert config.num_encoder_frames(config.segment_samples + 1) == config.segment_length + 1
     lengths = torch.tensor([1, 400, 5000])
     assert config.num_segments(lengths).tolist() == [config.num_segments(length) for length in lengths.tolist()]
 

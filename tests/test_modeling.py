@@ -27,9 +27,11 @@ from csc_hf import (
 )
 from csc_hf.modeling_csc import (
     CSCGlobalLayerNorm,
+    CSCMaskedBatchNorm,
     CSCSTFTDecoder,
     CSCSTFTFrontEnd,
     headroom,
+    mel_filters,
     overlap_add,
     pairwise_si_snr,
     permutation_invariant_separation_loss,
@@ -49,8 +51,38 @@ CLASSES = [
 FRONT_ENDS = ["conv", "stft"]
 
 
+SPECTRAL = {
+    "mel": {"num_mel_bins": 20, "frame_stride": 2, "mask_hidden_size": 8, "embedding_batch_norm": True},
+    "apart": {"segment_overlap": False},
+    "tdnn": {
+        "num_mel_bins": 20,
+        "subtract_mean": True,
+        "frame_stride": 2,
+        "mask_hidden_size": 8,
+        "block": "conv",
+        "embedding_batch_norm": True,
+        "num_speaker_layers": 2,
+        "segment_length": 3,
+        "segment_overlap": False,
+    },
+}
+"""More models with the front end "stft", by a name that stands for it in these tests."""
+
+
 def tiny(front_end="conv", **overrides):
+    if front_end in SPECTRAL:
+        return CSCConfig.tiny(**{"front_end": "stft", **SPECTRAL[front_end], **overrides})
     return CSCConfig.tiny(front_end=front_end, **overrides)
+
+
+def moments(model):
+    """The moving averages of batch norms, which are those of no batch in a new model."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            nn.init.normal_(buffer, std=0.3)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(buffer, 0.5, 2.0)
+    return model
 
 
 def mixtures(num_samples=3000):
@@ -88,11 +120,16 @@ def seed():
 
 @pytest.mark.parametrize(
     ("model_class", "front_end", "local_layer"),
-    [*itertools.product(CLASSES, FRONT_ENDS, ["lstm"]), (CSCForPreTraining, "stft", "mingru")],
+    [
+        *itertools.product(CLASSES, FRONT_ENDS, ["lstm"]),
+        (CSCForPreTraining, "stft", "mingru"),
+        *itertools.product([CSCForPreTraining], SPECTRAL, ["lstm"]),
+        (CSCForAudioFrameClassification, "tdnn", "lstm"),
+    ],
 )
 def test_padding_changes_no_output(model_class, front_end, local_layer):
     config = tiny(front_end, local_layer=local_layer, xvector_scale=1.0)  # logits that are cosines, not 30 times those
-    model = model_class(config).eval()
+    model = moments(model_class(config)).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:  # a new model's biases are zero, and would hide what they do to padding
             torch.nn.init.normal_(parameter, std=0.3)
@@ -113,7 +150,7 @@ def test_padding_changes_no_output(model_class, front_end, local_layer):
                 torch.testing.assert_close(actual[row, : expected.shape[1]], expected[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("front_end", [*FRONT_ENDS, *SPECTRAL])
 @pytest.mark.parametrize("num_samples", [1, 10, 400])
 def test_short_and_silent_audio_gives_finite_unit_vectors(front_end, num_samples):
     model = CSCForSpeechSeparation(tiny(front_end)).eval()
@@ -145,7 +182,7 @@ def test_a_short_recording_does_not_amplify_rounding(front_end):
                     torch.testing.assert_close(actual[name], expected[name], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("front_end", [*FRONT_ENDS, "tdnn"])
 def test_level_does_not_matter(front_end):
     model = CSCForSpeechSeparation(tiny(front_end)).eval()
     audio = torch.randn(1, 3000)
@@ -204,15 +241,18 @@ def test_a_mask_that_does_not_pad_on_the_right_is_refused_by_name(wrong):
 
 
 def test_wrong_shapes_are_named():
-    model = CSCForPreTraining(tiny())
+    model = CSCForPreTraining(tiny(num_recording_classes=3))
     good = mixtures()
     for name, tensor in {
         "attention_mask": torch.ones(6, 2999),
         "source_values": torch.randn(6, 3, 3000),
         "speaker_ids": torch.zeros(6, 3, dtype=torch.long),
+        "recording_ids": torch.zeros(6, 3, dtype=torch.long),
     }.items():
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=f"{name}.*must have shape"):
             model(**good | {name: tensor})
+    with pytest.raises(ValueError, match="num_recording_classes"):
+        CSCForPreTraining(tiny())(**good, recording_ids=good["speaker_ids"])
     with pytest.raises(ValueError, match="source_values"):
         model(input_values=good["input_values"], speaker_ids=good["speaker_ids"])
     for audio in (torch.empty(1, 0), torch.randn(1, 2, 3000), torch.randn(3000)):
@@ -320,6 +360,50 @@ def test_a_block_computes_the_formulas_of_the_method(attention, local_layer):
     gradients = [torch.autograd.grad((weight * output).sum(), wanted) for output in (actual, expected)]
     for actual, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_means_the_gain_of_each_bin_changes_nothing():
+    speech, mask = torch.randn(1, 80 * 128), torch.ones(1, 80, 1)
+    spectrum = torch.fft.rfft(speech)
+    gains = torch.linspace(1.5, -1.0, spectrum.shape[-1]).exp()
+    filtered = torch.fft.irfft(spectrum * gains, speech.shape[-1])
+    for subtract_mean in (True, False):
+        front_end = CSCSTFTFrontEnd(tiny("stft", subtract_mean=subtract_mean))
+        features, others = (front_end(waveform, mask, torch.float32)[0] for waveform in (speech, filtered))
+        change = (features - others).abs().mean() / features.abs().mean()
+        assert change < 0.1 if subtract_mean else change > 0.3
+
+
+def test_no_mel_band_is_empty():
+    filters = mel_filters(128, 257, 16000, torch.device("cpu"))
+    torch.testing.assert_close(filters.sum(0), torch.ones(128))
+    assert (filters >= 0).all()
+    assert filters[:, 0].argmax() < 3 and filters[:, -1].argmax() > 245
+    assert (filters.argmax(0).diff() >= 0).all()
+
+
+def test_batch_norm_is_that_of_pytorch_over_the_real_positions():
+    norm = CSCMaskedBatchNorm(5, 1e-5)
+    mask = (torch.arange(7) < torch.tensor([7, 3, 1])[:, None])[..., None]
+    values = torch.randn(3, 7, 5) * mask
+    real = mask.squeeze(-1)
+    for training in (True, False):
+        actual = norm.train(training)(values, mask)
+        expected = F.batch_norm(values[real], norm.running_mean.clone(), norm.running_var.clone(), training=training)
+        torch.testing.assert_close(actual[real], expected)
+        assert not actual[~real].any()
+    torch.testing.assert_close(norm.running_mean, 0.1 * values[real].mean(0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * values[real].var(0, correction=0))
+
+
+def test_what_the_memory_answers_changes_no_moments():
+    """The moving averages are those of the embeddings; a global speaker vector is made by them in training, too."""
+    model = moments(CSCForPreTraining(tiny("tdnn"))).train()
+    query, memory = torch.randn(4, 32), torch.randn(4, 6, 16)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    vectors = model.aggregate(query, memory)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    torch.testing.assert_close(model.eval().aggregate(query, memory), vectors)
 
 
 def test_a_norm_keeps_the_precision_of_its_residual():
@@ -657,6 +741,32 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_the_softmax_over_recordings_is_that_of_its_definition():
+    model = CSCForPreTraining(tiny(num_recording_classes=7, recording_loss_weight=0.5)).eval()
+    batch, ids = mixtures(), torch.randint(0, 7, (6, 2))
+    ids[2, 1] = -100
+    batch["source_values"][4, 0] = 0  # silent: nobody is there to be told
+    with torch.no_grad():
+        output, without = model(**batch, recording_ids=ids), model(**batch)
+    embeddings = output.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
+    known = ids >= 0
+    known[4, 0] = False
+    logits = 20 * embeddings[known] @ F.normalize(model.recording_classifier.weight, dim=1).T
+    torch.testing.assert_close(output.recording_loss, F.cross_entropy(logits, ids[known]))
+    torch.testing.assert_close(output.recording_accuracy, (logits.argmax(-1) == ids[known]).float().mean())
+    assert without.recording_loss == 0
+    torch.testing.assert_close(output.loss, without.loss + 0.5 * output.recording_loss)
+    assert "recording_loss" not in CSCForPreTraining(tiny())(**batch)
+
+
+def test_the_softmax_over_recordings_teaches_all_that_it_uses():
+    model = CSCForPreTraining(tiny("tdnn", num_recording_classes=7, contrastive_loss_weight=0.0)).train()
+    wrap_layers(model)
+    model(**mixtures(), recording_ids=torch.randint(0, 7, (6, 2))).loss.backward()
+    for module in (model.recording_classifier, model.csc.speaker_branch.embedding, model.csc.layers[0].conv.wrapped):
+        assert any(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
 def test_the_loss_comes_first_if_there_is_one():
     model, batch = CSCForPreTraining(tiny()).eval(), mixtures()
     output = model(**batch)
@@ -743,13 +853,14 @@ def test_a_head_of_another_size_is_replaced_only_on_request(model_class, tmp_pat
     assert torch.equal(model.csc.slots.weight, trained.csc.slots.weight)
 
 
-def test_a_pretraining_checkpoint_loads_into_every_head(tmp_path):
-    pretrained = CSCForPreTraining(tiny())
+@pytest.mark.parametrize(("front_end", "options"), [("conv", {}), ("tdnn", {"num_recording_classes": 7})])
+def test_a_pretraining_checkpoint_loads_into_every_head(front_end, options, tmp_path):
+    pretrained = moments(CSCForPreTraining(tiny(front_end, **options)))
     pretrained.save_pretrained(tmp_path)
     for model_class in CLASSES:
         model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
         new = {name for name in info["missing_keys"] if not name.startswith("classifier")}
-        assert new <= {"projector.weight", "projector.bias"}
+        assert new <= {"projector.weight", "projector.bias"} and not info["unexpected_keys"]
         base = model if model_class is CSCModel else model.csc
         weights = pretrained.csc.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
@@ -777,7 +888,7 @@ def test_attention_can_be_switched_at_run_time():
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("front_end", [*FRONT_ENDS, "tdnn"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_single(front_end, dtype):
     model = CSCForSpeechSeparation(tiny(front_end)).eval()
@@ -790,13 +901,12 @@ def test_half_precision_is_close_to_single(front_end, dtype):
     assert F.cosine_similarity(actual.sources, expected.sources, dim=-1).min() > 0.98
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_activation_checkpointing_changes_no_gradient(use_reentrant):
-    model = CSCForPreTraining(tiny(hidden_dropout=0.0, attention_dropout=0.0)).train()
-    batch = mixtures()
-    model(**batch).loss.backward()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
+@pytest.mark.parametrize(("front_end", "use_reentrant"), [("conv", True), ("conv", False), ("tdnn", False)])
+def test_activation_checkpointing_changes_no_gradient(front_end, use_reentrant):
+    model = CSCForPreTraining(tiny(front_end, hidden_dropout=0.0, attention_dropout=0.0)).train()
+    batch, plain = mixtures(), copy.deepcopy(model)  # which has the same moments of batch norms, too
+    plain(**batch).loss.backward()
+    expected = {name: p.grad for name, p in plain.named_parameters()}
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model(**batch).loss.backward()
     for name, p in model.named_parameters():
@@ -809,6 +919,8 @@ def test_activation_checkpointing_changes_no_gradient(use_reentrant):
     [
         (CSCForSpeechSeparation, "stft", "lstm"),
         (CSCForSpeechSeparation, "stft", "mingru"),
+        (CSCForSpeechSeparation, "tdnn", "lstm"),
+        (CSCForSpeechSeparation, "mel", "lstm"),
         (CSCForSpeechSeparation, "conv", "lstm"),
         (CSCModel, "conv", "lstm"),
         (CSCForPreTraining, "stft", "lstm"),
@@ -818,7 +930,7 @@ def test_activation_checkpointing_changes_no_gradient(use_reentrant):
     ],
 )
 def test_export_keeps_the_length_dynamic(model_class, front_end, local_layer):
-    model = model_class(tiny(front_end, local_layer=local_layer, segment_length=8)).eval()
+    model = moments(model_class(tiny(front_end, local_layer=local_layer, segment_length=8))).eval()
     shapes = {name: [torch.export.Dim.AUTO] * 2 for name in ("input_values", "attention_mask")}
     example = {"input_values": torch.randn(2, 3001), "attention_mask": torch.ones(2, 3001, dtype=torch.long)}
     program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False)
@@ -830,9 +942,11 @@ def test_export_keeps_the_length_dynamic(model_class, front_end, local_layer):
         torch.testing.assert_close(actual[name], tensor, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("local_layer", "allow_rnn"), [("lstm", True), ("mingru", False)])
-def test_compiling_breaks_the_graph_at_the_lstm_alone(local_layer, allow_rnn):
-    model = CSCForSpeechSeparation(tiny("stft", local_layer=local_layer)).eval()
+@pytest.mark.parametrize(
+    ("front_end", "local_layer", "allow_rnn"), [("stft", "lstm", True), ("stft", "mingru", False), ("tdnn", "", False)]
+)
+def test_compiling_breaks_the_graph_at_the_lstm_alone(front_end, local_layer, allow_rnn):
+    model = CSCForSpeechSeparation(tiny(front_end, local_layer=local_layer or "lstm")).eval()
     audio = torch.randn(2, 3000)
     torch._dynamo.reset()
     with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=allow_rnn):
@@ -860,14 +974,16 @@ class Adapter(nn.Module):
 
 def wrap_layers(module):
     for name, child in module.named_children():
-        if isinstance(child, (nn.Linear, nn.LSTM, nn.Conv1d, nn.ConvTranspose1d, nn.LayerNorm)):
+        if isinstance(child, (nn.Linear, nn.LSTM, nn.Conv1d, nn.ConvTranspose1d, nn.LayerNorm, CSCMaskedBatchNorm)):
             setattr(module, name, Adapter(child))
         else:
             wrap_layers(child)
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
-@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize(
+    ("front_end", "model_class"),
+    [*itertools.product(FRONT_ENDS, CLASSES), ("mel", CSCForPreTraining), ("tdnn", CSCForPreTraining)],
+)
 def test_every_wrapped_layer_learns(model_class, front_end):
     model = model_class(tiny(front_end)).train()
     wrap_layers(model)
@@ -878,6 +994,8 @@ def test_every_wrapped_layer_learns(model_class, front_end):
     adapters = {name: module for name, module in model.named_modules() if hasattr(module, "up")}
     assert {name for name, module in adapters.items() if module.up.weight.grad is None} == idle
     assert all(module.up.weight.grad.any() for name, module in adapters.items() if name not in idle)
+    if front_end in SPECTRAL:
+        assert {name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()} == set()
 
 
 @pytest.mark.parametrize("model_class", CLASSES)

@@ -186,12 +186,12 @@ class CSCModelTester:
     is_training = True
     batch_size = 4
 
-    def __init__(self, front_end: str):
+    def __init__(self, front_end: str, **options):
         # `initializer_range`: at the usual 0.02, attention hardly changes the output and could be wrong unseen.
         sizes = {"segment_length": 8, "num_hidden_layers": 2, "initializer_range": 0.2}
         if front_end == "stft":
             sizes |= {"conv_kernel": 64, "conv_stride": 16}
-        self.config = CSCConfig.tiny(front_end=front_end, **sizes)
+        self.config = CSCConfig.tiny(front_end=front_end, **sizes | options)
         self.num_samples = 400
         self.lengths = torch.tensor([300, 400, 200, 50])
         self.num_segments = self.config.num_segments(self.num_samples)
@@ -232,6 +232,7 @@ class CSCModelTester:
 
 class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
     front_end: str
+    options: dict = {}
     all_model_classes = (
         CSCModel,
         CSCForPreTraining,
@@ -244,7 +245,7 @@ class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
 
     def setUp(self):
         super().setUp()
-        self.model_tester = CSCModelTester(self.front_end)
+        self.model_tester = CSCModelTester(self.front_end, **self.options)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         # Upstream's own finds labels by the names of its classes, and drops the mask of x-vector models.
@@ -277,7 +278,8 @@ class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
         model = CSCForSpeechSeparation(config).to(torch_device)
         model(**inputs, **self.model_tester.labels(CSCForSpeechSeparation)).loss.backward()
         left_alone = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-        assert left_alone == {"csc.speaker_branch.embedding.weight", "csc.speaker_branch.embedding.bias"}
+        layers = ["embedding", "batch_norm"] if config.embedding_batch_norm else ["embedding"]
+        assert left_alone == {f"csc.speaker_branch.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
     def test_bc_torch_dtype(self):
         self.all_model_classes = (CSCForXVector,)  # loads 14 times, and has a subtest for each weight
@@ -298,6 +300,31 @@ class ConvModelTest(ModelTests, unittest.TestCase):
 
 class STFTModelTest(ModelTests, unittest.TestCase):
     front_end = "stft"
+
+
+@pytest.mark.release
+class BatchNormModelTest(ModelTests, unittest.TestCase):
+    """Convolutional blocks and batch norm, which have buffers and no attention."""
+
+    front_end = "stft"
+    has_attentions = False
+    options = {
+        "block": "conv",
+        "embedding_batch_norm": True,
+        "num_mel_bins": 8,
+        "subtract_mean": True,
+        "frame_stride": 2,
+        "mask_hidden_size": 8,
+        "segment_overlap": False,
+    }
+
+
+for _name in dir(BatchNormModelTest):
+    if _name.startswith("test_") and any(
+        word in _name for word in ("sdpa", "attention_outputs", "multimodal_outputs")
+    ):
+        _skipped = unittest.skip("attention: convolutional blocks have none")(getattr(BatchNormModelTest, _name))
+        setattr(BatchNormModelTest, _name, _skipped)
 
 
 def release_only(test: Callable) -> Callable:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..audio import SAMPLING_RATE
 from .rooms import (
     NUM_POSITIONS,
     NUM_ROOMS,
@@ -29,6 +30,9 @@ from .rooms import (
 
 DB_LIMITS = (-100.0, 100.0)
 """Levels, in dB, that settings can have."""
+
+CHANNEL_FREQUENCIES = (100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0, 6400.0)
+"""Where the gains of a channel are drawn, in Hz."""
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -71,12 +75,17 @@ class AugmentationConfig:
         reverb_seconds: reverberation time (RT60) of simulated rooms.
         level_probability: probability that the level of a whole mixture, sources and noise, is changed.
         level_db: the change of level.
+        channel_probability: probability that a mixture, sources and noise, is heard through a channel of its own, as
+            through another microphone. Without it, mixtures of one recording can be told by its channel.
+        channel_db: its gain at each of CHANNEL_FREQUENCIES.
     """
 
     reverb_probability: float = probability(0.0)
     reverb_seconds: tuple[float, float] = interval(0.1, 0.5, REVERB_LIMITS)
     level_probability: float = probability(0.0)
     level_db: tuple[float, float] = interval(-20.0, 0.0, DB_LIMITS)
+    channel_probability: float = probability(0.0)
+    channel_db: tuple[float, float] = interval(-8.0, 8.0, DB_LIMITS)
 
 
 # --- effects ---------------------------------------------------------------------------------------------------------
@@ -121,6 +130,24 @@ class Gain:
         return waveform * np.float32(10 ** (self.db / 20))
 
 
+@dataclass(frozen=True)
+class Channel:
+    """A filter without delay, with a gain at each of CHANNEL_FREQUENCIES. Between them, the gain in dB is linear in
+    the logarithm of frequency; outside, it is that of the nearest one."""
+
+    db: tuple[float, ...]
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, waveform: np.ndarray, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
+        num_samples = len(waveform)
+        frequencies = np.fft.rfftfreq(num_samples, 1 / SAMPLING_RATE).clip(CHANNEL_FREQUENCIES[0])
+        gains = 10 ** (np.interp(np.log(frequencies), np.log(CHANNEL_FREQUENCIES), self.db) / 20)
+        return np.fft.irfft(np.fft.rfft(waveform) * gains, num_samples).astype(np.float32)
+
+
 def find_recording(name: str, waveforms: Mapping[str, np.ndarray]) -> np.ndarray:
     """A recording by its id. Raises ValueError if it is missing."""
     if name not in waveforms:
@@ -161,6 +188,14 @@ def draw_level(count: int, drawing: Drawing) -> Sequence[Effect | None]:
     return [Gain(rng.uniform(*config.level_db)) if rng.random() < config.level_probability else None] * count
 
 
+def draw_channel(count: int, drawing: Drawing) -> Sequence[Effect | None]:
+    """The channel of a mixture."""
+    config, rng = drawing.config, drawing.rng
+    if not config.channel_probability or rng.random() >= config.channel_probability:
+        return [None] * count
+    return [Channel(tuple(rng.uniform(*config.channel_db, size=len(CHANNEL_FREQUENCIES)).tolist()))] * count
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """An entry of AUGMENTATIONS.
@@ -181,6 +216,7 @@ class Augmentation:
 AUGMENTATIONS = (
     Augmentation(draw_rooms, (SimulatedRoom, RecordedRoom)),
     Augmentation(draw_level, (Gain,), of_mixture=True),
+    Augmentation(draw_channel, (Channel,), of_mixture=True),
 )
 """All augmentations, in the order in which they are drawn and applied. (For the sake of old seeds, the first two draw
 a number also if their probability is 0.)"""

@@ -132,20 +132,18 @@ def activity(recipe: MixtureRecipe) -> np.ndarray:
     return active
 
 
-def segment_labels(active: np.ndarray, num_segments: int, stride: int) -> np.ndarray:
+def segment_labels(active: np.ndarray, centres: Sequence[int]) -> np.ndarray:
     """Activity at a model's segment rate, as labels of `CSCForAudioFrameClassification`.
 
     Args:
         active: (slots, samples), from `activity`.
-        num_segments: `model.config.num_segments(samples)`.
-        stride: `model.config.segment_stride`, in samples.
+        centres: sample at the centre of each segment, `model.config.segment_centres(samples)`.
 
     Returns:
         float32 (segments, slots): who speaks at the centre of each segment, or in the last sample if the centre lies
         after the end.
     """
-    centres = np.minimum(np.arange(num_segments) * stride, active.shape[1] - 1)
-    return active[:, centres].T.astype(np.float32)
+    return active[:, np.minimum(centres, active.shape[1] - 1)].T.astype(np.float32)
 
 
 def _choose_speakers(

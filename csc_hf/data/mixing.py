@@ -12,7 +12,7 @@ Rooms, levels and what else changes a source or a mixture: see `csc_hf.data.augm
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -63,6 +63,10 @@ class MixingConfig(AugmentationConfig):
         speed_range: factor of tempo and pitch, in steps of 0.01.
         same_source_probability: probability that all of a group comes from one source (corpus, channel), so that
             identities cannot be told apart by their channel. See `draw_group`.
+        curriculum_batches: until the first of these batches, every observation holds its target alone, and noise is
+            added with `curriculum_noise_probability`. From there to the second, both probabilities move evenly to
+            `single_speaker_probability` and `noise_probability`. See `at_batch`.
+        curriculum_noise_probability: probability that noise is added at the beginning of the curriculum.
 
     and those of `AugmentationConfig`.
     """
@@ -80,6 +84,8 @@ class MixingConfig(AugmentationConfig):
     speed_probability: float = probability(0.0)
     speed_range: tuple[float, float] = interval(0.9, 1.1, SPEED_LIMITS)
     same_source_probability: float = probability(0.75)
+    curriculum_batches: tuple[int, int] = interval(0, 0, (0, float("inf")))
+    curriculum_noise_probability: float = probability(0.0)
 
     def __post_init__(self):
         for name, minimum in (("num_identities", 2), ("num_observations", 2), ("num_sources", 1)):
@@ -102,6 +108,19 @@ class MixingConfig(AugmentationConfig):
     def num_samples(self) -> int:
         """Samples of a mixture."""
         return round(self.seconds * SAMPLING_RATE)
+
+    def at_batch(self, number: int) -> "MixingConfig":
+        """The settings of a batch, by its number from 0 on, as the curriculum has them."""
+        first, last = self.curriculum_batches
+        if number >= last:
+            return self
+        share = (number - first) / (last - first) if number > first else 0.0
+        start, end = self.curriculum_noise_probability, self.noise_probability
+        return replace(
+            self,
+            single_speaker_probability=1 - share * (1 - self.single_speaker_probability),
+            noise_probability=start + share * (end - start),
+        )
 
 
 @dataclass(frozen=True)
@@ -312,8 +331,9 @@ def mix(
     """Make the mixture of a recipe.
 
     Sources are cut at their speed, their effects are applied, and then their levels are set, so the levels in the
-    recipe are those of the result. A silent crop (SILENCE_POWER) has no level: if the target or the interferer is
-    silent, the interferer keeps its recorded level; if all the speech is silent, no noise is added.
+    recipe are those of the result, unless the mixture is heard through a channel. A silent crop (SILENCE_POWER) has no
+    level: if the target or the interferer is silent, the interferer keeps its recorded level; if all the speech is
+    silent, no noise is added.
 
     Args:
         recipe: what to mix.

@@ -66,6 +66,21 @@ def collate_group(
     return batch
 
 
+def recording_classes(recipes: Sequence[MixtureRecipe], num_classes: int) -> torch.Tensor:
+    """The class of the recording in each slot, long (mixtures, slots), -100 in empty slots.
+
+    A class is the hash of the recording's id and speed, modulo `num_classes`. So all processes agree on it, and the
+    data can be streamed; but recordings can share a class. Of n recordings, a share of about n / num_classes do.
+    """
+    classes = torch.full((len(recipes), recipes[0].num_sources), -100)
+    for row, recipe in enumerate(recipes):
+        for slot, source in enumerate(recipe.sources):
+            name = f"{source.pieces[0].utterance} x {source.speed}"  # at another speed, another speaker
+            digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+            classes[row, slot] = int.from_bytes(digest) % num_classes
+    return classes
+
+
 def read_impulse_responses(rooms: UtteranceStream, seconds: float = 600.0) -> dict[str, np.ndarray]:
     """Decode recorded room impulse responses into a mapping from id to waveform (samples,).
 
@@ -317,7 +332,7 @@ class _Share:
         index = self.step * stream.shard.world_size + stream.shard.rank
         recipes = draw_group(
             self.speech.clips(),
-            stream.config,
+            stream.config.at_batch(self.step),
             stream.seed,
             self.speech.epoch,
             index,

@@ -164,6 +164,11 @@ class PretrainingArguments(RunArguments, OptimizationArguments, DataArguments):
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
         if not isinstance(self.train_data, str | dict) or not self.train_data:
             raise ValueError("give --train_data, a path or name, or in YAML a mapping of several")
+        if self.model.get("num_recording_classes") and self.mixing.get("supervision", "utterance") != "utterance":
+            raise ValueError(
+                "--model.num_recording_classes needs --mixing.supervision utterance: with speaker labels, an identity "
+                "is not one recording"
+            )
         if self.eval_split == "none":
             if self.best_metric is not None:
                 raise ValueError("--best_metric needs held-out speakers: give --eval_data, or leave it out")
@@ -245,7 +250,8 @@ def add_config_options(
     leave_out: Collection[str] = (),
     default_is: str = "",
 ) -> None:
-    """Add an option for each field of a configuration that has a plain default. What is not given is not set.
+    """Add an option for each field of a configuration that has a plain default, or is an integer or None. What is not
+    given is not set.
 
     Args:
         group: parser, or group of one.
@@ -256,10 +262,11 @@ def add_config_options(
     """
     help_texts = field_descriptions(config_class)
     for option in dataclasses.fields(config_class):
-        default = option.default
-        if option.name in leave_out or not isinstance(default, bool | int | float | str | tuple):
+        default, is_optional = option.default, option.type == int | None
+        if option.name in leave_out or not (is_optional or isinstance(default, bool | int | float | str | tuple)):
             continue
-        form: dict[str, Any] = {"type": string_to_bool if isinstance(default, bool) else type(default)}
+        kind = int if is_optional else type(default)
+        form: dict[str, Any] = {"type": string_to_bool if kind is bool else kind}
         form["metavar"] = option.name.upper()
         shown = default
         if isinstance(default, tuple):

@@ -24,7 +24,7 @@ from transformers import get_scheduler
 
 from ..audio import SAMPLING_RATE
 from ..configuration_csc import PRESETS, CSCConfig
-from ..data.stream import MixtureBatch, Shard
+from ..data.stream import MixtureBatch, Shard, recording_classes
 from ..evaluation.reports import format_report
 from ..evaluation.trials import build_trials
 from ..evaluation.verification import TRAINING_FIGURES, evaluate, training_figures
@@ -191,6 +191,8 @@ class Pretrainer:
         meter.begin_step()
         for _ in range(self.args.gradient_accumulation_steps):
             batch = meter.next_batch(batches)
+            if self.config.num_recording_classes is not None:
+                batch["recording_ids"] = recording_classes(batch.recipes, self.config.num_recording_classes)
             tensors = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():

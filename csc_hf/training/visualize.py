@@ -122,7 +122,12 @@ def illustrate(
     # From the order of the targets to that of the slots.
     kinds = (present.long() + same).take_along_dim(permutation.argsort(-1), dim=1)[1:]
     slot_names = [[SLOT_KINDS[kind] for kind in slots] for slots in kinds.tolist()]
-    figures["attention"] = attention_figure(weights.cpu(), slot_names, config.segment_stride / config.sampling_rate)
+    figures["attention"] = attention_figure(
+        weights.cpu(),
+        slot_names,
+        segment_seconds=config.segment_stride / config.sampling_rate,
+        first_seconds=config.segment_centres(attention_mask.shape[-1])[0] / config.sampling_rate,
+    )
     return audio, figures
 
 
@@ -197,7 +202,9 @@ def attention_weights(
     return scores.flatten(1).softmax(dim=-1).view_as(scores)
 
 
-def attention_figure(weights: torch.Tensor, slot_names: Sequence[Sequence[str]], segment_seconds: float) -> Figure:
+def attention_figure(
+    weights: torch.Tensor, slot_names: Sequence[Sequence[str]], segment_seconds: float, first_seconds: float = 0.0
+) -> Figure:
     """A panel for each mixture of the memory, with a band for each slot, with a row for each head.
 
     White is attention spread evenly over the memory, red is more, blue is less, grey is padding. Beside the name of a
@@ -207,11 +214,13 @@ def attention_figure(weights: torch.Tensor, slot_names: Sequence[Sequence[str]],
         weights: from `attention_weights`, (heads, mixtures, slots, segments).
         slot_names: who speaks in each slot, a list of names for each mixture.
         segment_seconds: time from one segment to the next.
+        first_seconds: time at the centre of the first segment.
     """
     heads, num_mixtures, num_slots, num_segments = weights.shape
     real = (weights > 0).any(0)
     relative = (weights * real.sum()).masked_fill(~real, torch.nan)
     share = weights.mean(0).sum(-1).tolist()
+    begin = first_seconds - 0.5 * segment_seconds
 
     height = 0.9 + num_mixtures * (0.5 + 0.09 * num_slots * heads)
     figure = Figure(figsize=(8, height), layout="constrained")
@@ -223,8 +232,8 @@ def attention_figure(weights: torch.Tensor, slot_names: Sequence[Sequence[str]],
             norm=LogNorm(1 / ATTENTION_RANGE, ATTENTION_RANGE),
             interpolation="nearest",
             aspect="auto",
-            # A segment is drawn around its centre; the first is centred at 0.
-            extent=(-0.5 * segment_seconds, (num_segments - 0.5) * segment_seconds, num_slots, 0),
+            # A segment is drawn around its centre.
+            extent=(begin, begin + num_segments * segment_seconds, num_slots, 0),
         )
         axes.set_facecolor("lightgrey")
         axes.set_title(f"memory, mixture {b + 1}", fontsize="medium")

@@ -131,11 +131,16 @@ def test_segment_labels_say_who_speaks_at_the_centre():
     active = np.zeros((2, 4000), dtype=bool)
     active[0, :800] = True
     active[1, 600:] = True
-    labels = segment_labels(active, config.num_segments(4000), config.segment_stride)
+    labels = segment_labels(active, config.segment_centres(4000))
     assert config.segment_stride == 256 and labels.shape == (config.num_segments(4000), 2)
     assert labels.dtype == np.float32
     assert labels[:, 0].tolist() == [1.0] * 4 + [0.0] * (len(labels) - 4)  # centres 0, 256, 512, 768
     assert labels[:, 1].tolist() == [0.0] * 3 + [1.0] * (len(labels) - 3)
+    config = CSCConfig.tiny(segment_length=16, segment_overlap=False)
+    labels = segment_labels(active, config.segment_centres(4000))
+    assert config.segment_stride == 256 and labels.shape == (config.num_segments(4000), 2)
+    assert labels[:, 0].tolist() == [1.0] * 3 + [0.0] * (len(labels) - 3)  # centres 128, 384, 640
+    assert labels[:, 1].tolist() == [0.0] * 2 + [1.0] * (len(labels) - 2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from csc_hf.data import augmentation
-from csc_hf.data.augmentation import Augmentation, Gain, RecordedRoom
+from csc_hf.data.augmentation import CHANNEL_FREQUENCIES, Augmentation, Channel, Gain, RecordedRoom
 from csc_hf.data.mixing import (
     Clip,
     GeneratedNoise,
@@ -35,6 +35,7 @@ EVERYTHING = replace(
     speed_probability=0.5,
     reverb_probability=0.5,
     level_probability=0.5,
+    channel_probability=0.5,
 )
 NOISE = [Clip("hum", 5000), Clip("click", 700)]  # longer and shorter than a mixture
 
@@ -114,6 +115,17 @@ def test_number_of_speakers():
     assert counts.keys() == {1, 2, 3}
     assert counts[1] / 600 == pytest.approx(0.4, abs=0.06)
     assert counts[2] / 600 == pytest.approx(0.3, abs=0.06)
+
+
+def test_the_curriculum_begins_with_clean_single_talkers():
+    config = replace(TINY, single_speaker_probability=0.2, noise_probability=0.8, curriculum_batches=[4, 8])
+    config = replace(config, curriculum_noise_probability=0.4)
+    for number, alone, noisy in ((0, 1.0, 0.4), (4, 1.0, 0.4), (5, 0.8, 0.5), (6, 0.6, 0.6), (8, 0.2, 0.8)):
+        drawn = config.at_batch(number)
+        assert drawn.single_speaker_probability == pytest.approx(alone)
+        assert drawn.noise_probability == pytest.approx(noisy)
+    assert config.at_batch(8) is config and TINY.at_batch(0) is TINY
+    assert replace(config, curriculum_batches=(3, 3)).at_batch(2).noise_probability == pytest.approx(0.4)
 
 
 def test_levels_and_noise_are_drawn_from_their_ranges():
@@ -334,6 +346,28 @@ def test_level_is_drawn_from_its_range():
     assert -12 <= gains.min() < -11 and 2 < gains.max() <= 3
 
 
+def test_a_channel_is_of_one_mixture_and_in_its_range():
+    recipes = draw_many(make_clips(), replace(TINY, channel_probability=0.5, channel_db=(-12, 3)))
+    channels = [effect for recipe in recipes for effect in recipe.effects]
+    assert 0.4 * len(recipes) < len(channels) < 0.6 * len(recipes)
+    assert len({channel.db for channel in channels}) == len(channels)
+    gains = np.array([channel.db for channel in channels])
+    assert gains.shape[1] == len(CHANNEL_FREQUENCIES)
+    assert -12 <= gains.min() < -11 and 2 < gains.max() <= 3
+
+
+def test_a_channel_has_its_gains_and_no_delay():
+    impulse = np.zeros(16_000, dtype=np.float32)
+    impulse[8000] = 1
+    gains = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+    heard = Channel(gains).apply(impulse, {})
+    assert heard.dtype == np.float32 and heard.argmax() == 8000
+    spectrum = 20 * np.log10(np.abs(np.fft.rfft(heard)))  # a bin is 1 Hz wide
+    np.testing.assert_allclose(spectrum[[int(f) for f in CHANNEL_FREQUENCIES]], gains, atol=1e-3)
+    np.testing.assert_allclose(spectrum[[1, 50, 8000]], [-6, -6, 6], atol=1e-3)
+    assert spectrum[566] == pytest.approx(-1, abs=0.01)  # half-way between 400 and 800 Hz
+
+
 def test_a_recipe_goes_through_json():
     options = {"noise": NOISE, "impulse_responses": ["hall"]}
     recipes = draw_many(make_clips(), EVERYTHING, 3) + draw_many(make_clips(), EVERYTHING, 3, **options)
@@ -342,7 +376,7 @@ def test_a_recipe_goes_through_json():
         again = MixtureRecipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
         assert again == recipe and hash(again) == hash(recipe)
     kinds = {type(part) for r in recipes for part in (r.noise, *map(room_of, r.sources), *r.effects)}
-    assert kinds == {type(None), GeneratedNoise, RecordedNoise, SimulatedRoom, RecordedRoom, Gain}
+    assert kinds == {type(None), GeneratedNoise, RecordedNoise, SimulatedRoom, RecordedRoom, Gain, Channel}
 
 
 @dataclass(frozen=True)
@@ -401,6 +435,8 @@ def test_too_few_identities():
         {"speed_probability": -1},
         {"reverb_probability": 1.1},
         {"level_probability": float("nan")},
+        {"curriculum_batches": (8, 4)},
+        {"channel_db": (3, -3)},
     ],
 )
 def test_bad_settings_are_named(wrong):
@@ -449,6 +485,8 @@ def test_augmented_mixtures_are_sums_at_the_levels_of_the_recipe(options):
         mixture, sources, noise = mix(recipe, waveforms)
         assert {mixture.dtype, sources.dtype, noise.dtype} == {np.dtype(np.float32)}
         np.testing.assert_array_equal(mixture, sources.sum(0) + noise)
+        if any(isinstance(effect, Channel) for effect in recipe.effects):
+            continue  # it changes levels, but differently for each signal
         for source, samples in zip(recipe.sources[1:], sources[1:], strict=False):
             assert 10 * np.log10(power(sources[0]) / power(samples)) == pytest.approx(source.sir_db, abs=1e-3)
         snr = 10 * np.log10(power(sources.sum(0)) / power(noise))

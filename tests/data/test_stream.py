@@ -16,7 +16,7 @@ from speech import encode, make_mixed_rows, make_rows, write
 import csc_hf.data.utterances
 from csc_hf.data.mixing import MixingConfig, rebuild
 from csc_hf.data.reservoir import ReservoirConfig, SkippedRows, UnusableRow, skip_unusable, usable_utterance
-from csc_hf.data.stream import MixtureStream, Shard, read_impulse_responses
+from csc_hf.data.stream import MixtureStream, Shard, read_impulse_responses, recording_classes
 from csc_hf.data.utterances import Row, UtteranceStream, stream_utterances
 
 CONFIG = MixingConfig(num_identities=5, seconds=0.1)
@@ -505,6 +505,30 @@ def test_a_speaker_is_one_identity_in_all_processes(tmp_path):
                     ids.setdefault(number, set()).update(names)
     assert all(len(names) == 1 and number >= 0 for number, names in ids.items())
     assert len(ids) == len(set.union(*ids.values())) > 8
+
+
+def test_a_recording_has_one_class_in_all_processes(tmp_path):
+    folder = write(tmp_path, make_rows(60), shards=2)
+    config = MixingConfig(num_identities=5, seconds=0.1, speed_probability=0.5)
+    classes = {}
+    for rank in range(2):
+        for batch in take(make_stream(folder, config, rank=rank, world_size=2), 4):
+            of_batch = recording_classes(batch.recipes, 100_000)
+            assert ((of_batch >= 0) == (batch["speaker_ids"] >= 0)).all() and of_batch.max() < 100_000
+            for recipe, row in zip(batch.recipes, of_batch.tolist(), strict=True):
+                for source, number in zip(recipe.sources, row, strict=False):
+                    classes.setdefault((source.pieces[0].utterance, source.speed), set()).add(number)
+    assert all(len(numbers) == 1 for numbers in classes.values())
+    assert len(set.union(*classes.values())) == len(classes) > 20
+    assert recording_classes(batch.recipes, 3).max() < 3
+
+
+def test_a_curriculum_follows_the_batches(corpus):
+    config = dataclasses.replace(CONFIG, single_speaker_probability=0.0, curriculum_batches=(3, 4))
+    for num_workers in (0, 2):
+        stream = make_stream(corpus, config, num_workers=num_workers)
+        alone = [bool((batch["speaker_ids"][:, 1] < 0).all()) for batch in take(stream, 6)]
+        assert alone == [True] * 4 + [False] * 2
 
 
 def test_resuming_decodes_only_what_was_held(corpus, decoded_ids):

@@ -28,10 +28,11 @@ def test_the_demo_is_for_those_who_say_nothing():
 def test_the_command_line_wins(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(TINY | {"learning_rate": 2e-4, "seed": 7}))
-    line = "--seed 8 --model.hidden_size 32 --model.use_cross_attention false --mixing.sir_db -3 4 --with_tracking"
+    line = "--seed 8 --model.hidden_size 32 --model.num_mel_bins 20 --model.use_cross_attention false"
+    line += " --mixing.sir_db -3 4 --with_tracking"
     args = parse_pretraining_arguments(["--config", str(config), *line.split()])
     assert (args.learning_rate, args.seed, args.with_tracking) == (2e-4, 8, True)
-    assert args.model == TINY["model"] | {"hidden_size": 32, "use_cross_attention": False}
+    assert args.model == TINY["model"] | {"hidden_size": 32, "num_mel_bins": 20, "use_cross_attention": False}
     assert args.mixing == {"seconds": 0.5, "sir_db": [-3.0, 4.0]}
     assert MixingConfig(**args.mixing).sir_db == (-3.0, 4.0)
 
@@ -90,6 +91,7 @@ def test_settings_are_what_the_weights_depend_on():
         ({"train_data": ["a", "b"]}, "train_data=['a', 'b']: must be text or a mapping"),
         ({"model": TINY["model"] | {"sampling_rate": 8000}}, "sampling_rate 8000"),
         ({"eval_split": "none", "best_metric": "eer_clean"}, "best_metric"),
+        ({"model": {"num_recording_classes": 9}, "mixing": {"supervision": "speaker"}}, "num_recording_classes"),
     ],
 )
 def test_wrong_options_are_named(options, named, tmp_path):

@@ -227,8 +227,9 @@ def test_the_diarization_loss_is_that_of_the_best_order():
     assert module.permutation_invariant_loss(20 * labels.expand(2, -1, -1) - 10, perfect) < 1e-3
 
 
-def test_diarization_is_scored_in_time():
-    """Segment s stands for the samples about s times the stride; overlaps count for each speaker."""
+@pytest.mark.parametrize("options", [{}, {"segment_length": 16, "segment_overlap": False}])
+def test_diarization_is_scored_in_time(options):
+    """A segment stands for the samples about its centre; overlaps count for each speaker."""
     module = script("diarization")
     active = np.zeros((2, 16000), dtype=bool)
     active[0, 2000:8000] = True
@@ -237,10 +238,10 @@ def test_diarization_is_scored_in_time():
     assert [(s.start, s.end) for s in reference.get_timeline()] == [(0.125, 0.5), (0.375, 1.0)]
 
     class Perfect(torch.nn.Module):
-        config = CSCConfig.tiny()
+        config = CSCConfig.tiny(**options)
 
         def forward(self, waveform):
-            labels = module.segment_labels(active, self.config.num_segments(16000), self.config.segment_stride)
+            labels = module.segment_labels(active, self.config.segment_centres(16000))
             return SimpleNamespace(logits=torch.from_numpy(labels)[None] - 0.5)
 
     found = module.diarize(Perfect(), torch.zeros(16000))

@@ -1,0 +1,173 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Prepare speech for training without labels: recordings of one talker each, long enough for crops that do not overlap.
+
+    python benchmarks/label_free/prepare.py --labelled "$CORPUS/train/*.parquet" --one_session so762 --dev_only gsc \
+        --unlabelled "$CORPUS/unlabelled/*.parquet" --noise "$CORPUS/noise/train*.parquet" --output_dir runs/label_free
+
+Each folder below OUTPUT_DIR has Parquet files:
+
+    recordings: recordings of which it is known that each holds one talker, and nothing else. The sentences of a
+        session are joined (in the sources of --one_session, a speaker has a single session), and so are the readings
+        of a synthetic voice; unlabelled rows are taken as they are.
+    people: the other labelled speakers, the clips of each joined, which takes labels.
+    dev: the clips of speakers who are in neither, with all of the --dev_only sources.
+    noise: the noise.
+
+What is too short is left out and counted, and so is what has a licence that --leave_out names.
+"""
+
+import argparse
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from datasets import Audio, Dataset, concatenate_datasets, load_dataset
+
+from csc_hf.audio import SAMPLING_RATE, decode_audio
+
+COLUMNS = ["id", "audio", "speaker_id", "source", "licence", "seconds"]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    for name in ("labelled", "unlabelled", "voices", "noise"):
+        add(f"--{name}", nargs="*", default=[], metavar="GLOB", help=f"Parquet files with {', '.join(COLUMNS)}")
+    add("--output_dir", type=Path, required=True)
+    add("--one_session", nargs="*", default=[], help="sources in which a speaker has one session")
+    add("--dev_only", nargs="*", default=[], help="sources that are not trained on")
+    add("--dev_share", type=float, default=0.12, help="share of the speakers of every other source")
+    add("--min_seconds", type=float, default=8.0, help="shorter recordings are left out: four crops of 2 s")
+    add("--max_seconds", type=float, default=90.0, help="a joined recording ends here")
+    add("--leave_out", nargs="*", default=[], metavar="LICENCE", help="beginnings of licences")
+    add("--num_shards", type=int, default=4)
+    return parser.parse_args(argv)
+
+
+def read(patterns: list[str], leave_out: list[str], counts: Counter[str]) -> Dataset | None:
+    """All rows but those whose licence is left out; None without patterns."""
+    parts = [
+        load_dataset("parquet", data_files=pattern, split="train").cast_column("audio", Audio(decode=False))
+        for pattern in patterns
+    ]
+    if not parts:
+        return None
+    rows = concatenate_datasets(
+        [part.select_columns([column for column in COLUMNS if column in part.column_names]) for part in parts]
+    )
+    allowed = rows.filter(lambda licence: not licence.startswith(tuple(leave_out)), input_columns="licence")
+    counts["left out for their licence"] += len(rows) - len(allowed)
+    return allowed
+
+
+def rank(name: str) -> str:
+    """Sorts names in an order in which the place of each does not depend on the others."""
+    return hashlib.blake2b(name.encode()).hexdigest()
+
+
+def choose_dev(rows: Dataset, share: float, dev_only: list[str]) -> set[str]:
+    """The speakers of the dev set: `share` of those of each source, and all of some sources."""
+    speakers_of: dict[str, set[str]] = defaultdict(set)
+    for source, speaker in zip(rows["source"], rows["speaker_id"], strict=True):
+        speakers_of[source].add(speaker)
+    return {
+        speaker
+        for source, speakers in speakers_of.items()
+        for speaker in sorted(speakers, key=rank)[: None if source in dev_only else round(share * len(speakers))]
+    }
+
+
+def encode(waveform: np.ndarray) -> bytes:
+    """FLAC of a waveform (samples,)."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def join(rows: Dataset, args: argparse.Namespace, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """One recording of each speaker and source: the clips, in the order of a hash of their ids, one after another."""
+    clips: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, (source, speaker) in enumerate(zip(rows["source"], rows["speaker_id"], strict=True)):
+        clips[source, speaker].append(number)
+    ids, seconds = rows["id"], rows["seconds"]
+    for (source, speaker), numbers in sorted(clips.items()):
+        if sum(seconds[number] for number in numbers) < args.min_seconds:
+            counts[f"{source}: speakers with too little speech"] += 1
+            continue
+        parts: list[np.ndarray] = []
+        length, licences = 0.0, set()
+        for number in sorted(numbers, key=lambda number: rank(ids[number])):
+            if length < args.max_seconds:
+                parts.append(decode_audio(rows[number]["audio"]))
+                licences.add(rows[number]["licence"])
+                length += len(parts[-1]) / SAMPLING_RATE
+        waveform = np.concatenate(parts)[: round(args.max_seconds * SAMPLING_RATE)]
+        yield {
+            "id": f"{source}/{speaker}",
+            "audio": {"bytes": encode(waveform), "path": None},
+            "speaker_id": speaker,
+            "source": source,
+            "licence": "; ".join(sorted(licences)),
+            "seconds": len(waveform) / SAMPLING_RATE,
+        }
+
+
+def long_rows(rows: Dataset, args: argparse.Namespace, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Unlabelled rows that are long enough, as they are. The speaker is the row's own id."""
+    for row in rows:
+        if row["seconds"] < args.min_seconds:
+            counts[f"{row['source']}: unlabelled rows that are too short"] += 1
+        else:
+            yield {column: row[column] for column in COLUMNS} | {"speaker_id": row["id"]}
+
+
+def write(rows: Iterable[dict[str, Any]], folder: Path, num_shards: int) -> None:
+    """Write Parquet files, with the rows in the order of a hash of their ids."""
+    rows = sorted(rows, key=lambda row: rank(row["id"]))
+    if not rows:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset, num_shards = Dataset.from_list(rows), min(num_shards, len(rows))
+    for number in range(num_shards):
+        dataset.shard(num_shards, number).to_parquet(folder / f"part-{number:05d}-of-{num_shards:05d}.parquet")
+    hours: Counter[str] = Counter()
+    for row in rows:
+        hours[row["source"]] += row["seconds"] / 3600
+    print(f"{folder}: {len(rows)} rows, {hours.total():.2f} h: " + ", ".join(f"{k} {v:.2f}" for k, v in hours.items()))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    counts: Counter[str] = Counter()
+    recordings: list[dict[str, Any]] = []
+    people: list[dict[str, Any]] = []
+    dev: list[dict[str, Any]] = []
+    labelled = read(args.labelled, args.leave_out, counts)
+    if labelled is not None:
+        dev_speakers = choose_dev(labelled, args.dev_share, args.dev_only)
+        train = labelled.filter(lambda speaker: speaker not in dev_speakers, input_columns="speaker_id")
+        dev = list(labelled.filter(lambda speaker: speaker in dev_speakers, input_columns="speaker_id"))
+        is_session = [source in args.one_session for source in train["source"]]
+        recordings += join(train.select(np.flatnonzero(is_session)), args, counts)
+        people += join(train.select(np.flatnonzero(np.logical_not(is_session))), args, counts)
+    voices = read(args.voices, args.leave_out, counts)
+    if voices is not None:
+        recordings += join(voices, args, counts)
+    unlabelled = read(args.unlabelled, args.leave_out, counts)
+    if unlabelled is not None:
+        recordings += long_rows(unlabelled, args, counts)
+    noise = read(args.noise, args.leave_out, counts)
+    for name, rows in (("recordings", recordings), ("people", people), ("dev", dev), ("noise", noise or [])):
+        write(rows, args.output_dir / name, args.num_shards)
+    for what, count in counts.items():
+        print(f"{count} {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -141,7 +141,7 @@ def test_padding_changes_no_output(model_class, front_end, local_layer):
         padded = model(batch, attention_mask=mask, output_hidden_states=True)
         for row, length in enumerate(lengths):
             alone = model(batch[row : row + 1, :length], output_hidden_states=True)
-            assert alone.keys() == padded.keys()
+            assert alone.keys() == padded.keys() and len(alone.hidden_states) == config.num_hidden_layers + 1
             for name in set(alone) - {"hidden_states"}:
                 expected, actual = alone[name][0], padded[name][row]
                 actual = actual[tuple(slice(size) for size in expected.shape)]

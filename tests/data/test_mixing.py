@@ -356,6 +356,13 @@ def test_a_channel_is_of_one_mixture_and_in_its_range():
     assert -12 <= gains.min() < -11 and 2 < gains.max() <= 3
 
 
+def test_a_channel_that_is_off_changes_no_draw(monkeypatch):
+    config = replace(EVERYTHING, channel_probability=0.0)
+    expected = draw_many(make_clips(), config, 2)
+    monkeypatch.setattr(augmentation, "AUGMENTATIONS", augmentation.AUGMENTATIONS[:2])
+    assert draw_many(make_clips(), config, 2) == expected
+
+
 def test_a_channel_has_its_gains_and_no_delay():
     impulse = np.zeros(16_000, dtype=np.float32)
     impulse[8000] = 1

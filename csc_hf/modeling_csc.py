@@ -1064,7 +1064,7 @@ class CSCPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CSCBlock", "CSCConvBlock"]
+    _no_split_modules = ["CSCBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -1078,6 +1078,11 @@ class CSCPreTrainedModel(PreTrainedModel):
     ]
     # Our losses are means over a batch, so the Trainer has to divide them by the accumulation steps.
     accepts_loss_kwargs = False
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        if config.block == "conv":  # FSDP refuses the name of a class that the model does not hold
+            self._no_split_modules = ["CSCConvBlock"]
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """There is no vocabulary. Accelerate asks, to place its embeddings."""

@@ -81,8 +81,7 @@ class CSCConfig(PreTrainedConfig):
             the contrastive loss [O].
         si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
         num_recording_classes (`int`, *optional*): Classes of recordings that [`CSCForPreTraining`] tells apart by a
-            softmax beside the contrast, if it is given `recording_ids`. Without speaker labels, this teaches sooner
-            than the contrast [O].
+            softmax beside the contrast, if it is given `recording_ids`. It needs no speaker labels [O].
         recording_loss_weight (`float`, defaults to 1.0): Weight of the cross-entropy of this softmax, in nats [O].
         recording_scale (`float`, defaults to 20.0): Scale of the cosines in this softmax [O].
         classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.

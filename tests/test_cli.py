@@ -23,6 +23,7 @@ from safetensors.torch import load, load_file, save_file
 from speech import encode, make_rows, write
 from test_pipelines import calibrated
 from transformers import Wav2Vec2Config, pipeline
+from transformers.utils import logging
 from typer.testing import CliRunner
 
 from csc_hf import (
@@ -45,6 +46,15 @@ ANNA, BEN, MEETING = (str(AUDIO / f"{name}.flac") for name in ("anna", "ben", "m
 COMMANDS = ["embed", "verify", "enrol", "identify", "separate", "extract", "evaluate", "card"]
 RATE = 16000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and names of POSIX systems")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The command keeps Transformers quiet, which would last for the tests of other files."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

@@ -195,15 +195,20 @@ def default_model() -> str:
     )
 
 
-def check_model(name: str | None) -> str:
-    """The name of the model to load, which is a CSC model; and keep Transformers quiet."""
-    name = name or default_model()
-    import transformers
+def keep_transformers_quiet() -> None:
+    """Its warnings and progress bars would stand between the lines of the command."""
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def check_model(name: str | None) -> str:
+    """The name of the model to load, which is a CSC model."""
+    name = name or default_model()
     from ..configuration_csc import CSCConfig
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    keep_transformers_quiet()
     if not Path(name).is_dir() and (Path(name).exists() or name.count("/") > 1 or name.startswith((".", "~", "/"))):
         raise ValueError(f"no folder {name!r} of a model: check the path")
     try:
@@ -776,10 +781,7 @@ examples:
     args = parser.parse_args(arguments)
     args.models = args.models or [default_model()]
     check_options(args, parser.error)
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    keep_transformers_quiet()
     run(args, shlex.join(["csc-hf", "evaluate", *arguments]), progress=sys.stderr.isatty())
 
 

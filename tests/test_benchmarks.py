@@ -278,7 +278,7 @@ def test_run_all(tmp_path):
     ]
     assert "--rounds 1 --scale 0.01" in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert all(len(row) in (2, 4, 7) for row in rows)
+    assert all(len(row) in (2, 4, 6, 7) for row in rows)
     summary = {row[0] for row in rows if len(row) == 2}
     assert len(summary) >= 2 + 16  # with its header
     measured = {row[0] for row in rows if len(row) == 7 and re.fullmatch(r"[\d.]+ M", row[1])}

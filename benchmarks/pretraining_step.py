@@ -240,7 +240,7 @@ def pretraining(rounds: int, threads: int, seconds=lambda length: length) -> Sec
 
 
 def gpu(rounds: int, threads: int, seconds=lambda length: length) -> Section:
-    """The step on a GPU, of which there must be one."""
+    """The step on a GPU; there must be one."""
     length = seconds(CROP_SECONDS)
     variants = [
         Variant(f"`{name}`, {2 * num_identities} mixtures", config, torch.bfloat16, num_identities, "cuda")

@@ -146,7 +146,7 @@ def build_trials(
 def _usable(
     utterances: Iterable[Utterance], left_out: dict[str, str], num_samples: int | None = None
 ) -> Iterator[Utterance]:
-    """Yield utterances that can be used, of which the first `num_samples` matter; note the others in `left_out`."""
+    """Yield utterances whose first `num_samples` can be used; note the others in `left_out`."""
     for utterance in check_unique_ids(utterances):  # or one clip could be on both sides of a trial
         if not np.isfinite(utterance.waveform).all():
             left_out[utterance.id] = "holds NaN or infinite samples"

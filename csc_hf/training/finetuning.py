@@ -199,7 +199,7 @@ class SpeechReservoir:
 
     def mix(self, recipe: MixtureRecipe) -> np.ndarray:
         """The mixture (samples,) of a recipe that was drawn from the clips."""
-        held = {name: held.utterance for name, held in self.reservoir.held.items()}
+        held = {name: self.reservoir.held[name].utterance for name in recipe.recording_ids}
         waveforms = {name: utterance.waveform for name, utterance in held.items()}
         return mix(recipe, waveforms, {name: utterance.start for name, utterance in held.items()})[0]
 

@@ -50,7 +50,7 @@ from .visualize import log_examples
 logger = logging.getLogger(__name__)
 
 SHOWN = {"loss": "loss", "separation_loss": "sep", "contrastive_accuracy": "acc", "mutual_information": "MI"}
-"""What stands beside the progress bar, and by what name."""
+"""Figures beside the progress bar, with their short names."""
 
 
 class Pretrainer:

@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Show what a model makes of a few mixtures: audio, spectrograms and cross-attention for the trackers of a run."""
+"""Log examples to the trackers of a run: the audio, spectrograms and cross-attention of a few mixtures."""
 
 from collections.abc import Mapping, Sequence
 

@@ -323,12 +323,12 @@ class BatchNormModelTest(ModelTests, unittest.TestCase):
     }
 
 
-def tests_of(case: type) -> list[str]:
+def declared_tests(case: type) -> list[str]:
     """Names of its tests. Where upstream makes a test for each set of parameters, None is left under its own name."""
     return [name for name in dir(case) if name.startswith("test_") and getattr(case, name) is not None]
 
 
-for _name in tests_of(BatchNormModelTest):
+for _name in declared_tests(BatchNormModelTest):
     if any(word in _name for word in ("sdpa", "attention_outputs", "multimodal_outputs")):
         _skipped = unittest.skip(NO_ATTENTION)(getattr(BatchNormModelTest, _name))
         setattr(BatchNormModelTest, _name, _skipped)
@@ -345,7 +345,7 @@ def release_only(test: Callable) -> Callable:
 
 
 # Upstream gives each class its own copies of these.
-for name in [name for name in tests_of(ModelTests) if name.startswith("test_eager_matches_sdpa_inference")]:
+for name in [name for name in declared_tests(ModelTests) if name.startswith("test_eager_matches_sdpa_inference")]:
     if "pad_left" in name and "no_attn_mask" not in name:
         refused = unittest.skip("padding on the left is refused, which test_modeling.py tests")(lambda self: None)
         setattr(ConvModelTest, name, refused)

@@ -57,9 +57,17 @@ ORDER = (
     "evaluation",
     "training",
 )
-ORDER += ("long_audio", "pipelines", "cli")
+ORDER += ("long_audio", "diarization", "pipelines", "streaming", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
-AFTER["long_audio"] = ("data", "evaluation", "training", "pipelines", "cli")  # stands beside `audio`
+AFTER["long_audio"] = (
+    "data",
+    "evaluation",
+    "training",
+    "diarization",
+    "pipelines",
+    "streaming",
+    "cli",
+)  # stands beside `audio`
 HUB_FILES = ("configuration_csc", "feature_extraction_csc", "modeling_csc")
 
 

@@ -9,7 +9,7 @@ column; or a row with such a column named "audio". It can have any length: long 
 
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .base import Enrolment, is_silent
+from ..enrolment import Enrolment, is_silent
 from .separation import SeparationModel, SpeechSeparationPipeline, closest_slot
 from .verification import SpeakerVerificationPipeline, VerificationModel
 

@@ -2,40 +2,27 @@
 # mypy: disable-error-code="override"
 """What the pipelines share: recordings, enrolled speakers, and loading by name."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
-import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.pipelines import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from ..audio import SILENCE_POWER, decode_audio, power
-from ..long_audio import embed
+from ..audio import decode_audio
+from ..long_audio import Job, run
 from ..modeling_csc import CSCPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
+BATCHES_HELD = 8
+"""Batches whose recordings are decoded and put in order of length at a time."""
+
 _NEW_WEIGHTS = "_weights_not_in_checkpoint"
 """Attribute by which a loader hands the names of newly initialised weights to the pipeline, which removes it. Only a
 model that `pipeline` itself has loaded has it, so a model that was trained, copied or averaged raises no alarm."""
-
-
-@dataclass
-class Enrolment:
-    """
-    An enrolled speaker.
-
-    Args:
-        embedding: (embedding,) of unit length, mean over the recordings of the embedding of their main speaker.
-        memory: (segments, hidden size), all slots of all recordings, for the cross-attention; None without it.
-        silent: Whether a recording is silent.
-    """
-
-    embedding: np.ndarray
-    memory: torch.Tensor | None
-    silent: bool
 
 
 class _CSCPipeline(Pipeline):
@@ -63,10 +50,44 @@ class _CSCPipeline(Pipeline):
             return []
         return super().__call__(inputs, **options)
 
-    def get_iterator(self, inputs, num_workers, batch_size, *parameters):
-        # Recordings differ in length and are cut into chunks, so they go through the model one by one whatever the
-        # batch size is: results are those of single calls.
-        return super().get_iterator(inputs, num_workers, 1, *parameters)
+    def get_iterator(
+        self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
+    ) -> "_Results":
+        """Results in the order of the inputs. Recordings of like length go through the model together."""
+        if isinstance(inputs, Sized):
+            dataset: Dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+        else:
+            num_workers = min(num_workers, 1)  # each worker would read all of an iterator
+            dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
+        held = batch_size if batch_size == 1 else BATCHES_HELD * batch_size
+        loader: DataLoader = DataLoader(dataset, num_workers=num_workers, batch_size=held, collate_fn=list)
+
+        def process(trials: list[dict]) -> list[Any]:
+            order = sorted(range(len(trials)), key=lambda number: self._num_samples(trials[number]))
+            found = self.forward([trials[number] for number in order], batch_size=batch_size, **forward_params)
+            outputs = dict(zip(order, found, strict=True))
+            return [self.postprocess(outputs[number], **postprocess_params) for number in range(len(trials))]
+
+        return _Results(loader, process)
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        return next(iter(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params)))
+
+    def _forward(self, trials: list[dict], batch_size: int, **options) -> list[Any]:
+        return run(self._network, [self._job(trial, **options) for trial in trials], batch_size)
+
+    @property
+    def _network(self) -> CSCPreTrainedModel:
+        """The model that the jobs need."""
+        return self.model
+
+    def _num_samples(self, trial: dict) -> int:
+        """Samples by which trials are put in order."""
+        raise NotImplementedError
+
+    def _job(self, trial: dict, **options) -> Job[Any]:
+        """What is done with a trial, which `preprocess` has made."""
+        raise NotImplementedError
 
     def _decode(self, recording, role: str) -> np.ndarray:
         """A recording as float32 (samples,); `role` names it in errors."""
@@ -88,20 +109,22 @@ class _CSCPipeline(Pipeline):
             for number, recording in enumerate(recordings, start=1)
         ]
 
-    def _enrol(self, waveforms: list[np.ndarray], with_memory: bool = False) -> Enrolment:
-        speakers = [embed(self.model.base_model, waveform, with_segments=with_memory) for waveform in waveforms]
-        mean = np.mean([found.embeddings[found.activity.argmax()] for found in speakers], axis=0)
-        segments = [found.segments for found in speakers if found.segments is not None]
-        return Enrolment(
-            embedding=mean / np.linalg.norm(mean),
-            memory=torch.cat(segments) if with_memory else None,
-            silent=any(is_silent(waveform) for waveform in waveforms),
-        )
 
+class _Results(IterableDataset):
+    """Results of a list, generator or dataset, as they are asked for. Like the iterators of Transformers' pipelines,
+    it has the length of what is loaded."""
 
-def is_silent(waveform: np.ndarray) -> bool:
-    """Whether a waveform (samples,) is below −80 dB of full scale, on average."""
-    return power(waveform) < SILENCE_POWER
+    def __init__(self, loader: DataLoader, process: Callable[[list[dict]], list[Any]]):
+        self._loader = loader
+        self._process = process
+
+    def __len__(self) -> int:
+        dataset: Any = self._loader.dataset
+        return len(dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        for trials in self._loader:
+            yield from self._process(trials)
 
 
 def load_by_name(model_class: type[CSCPreTrainedModel], name, **kwargs) -> CSCPreTrainedModel:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..long_audio import SeparatedAudio, separate
+from ..enrolment import Enrolment, enrolling
+from ..long_audio import Job, SeparatedAudio, separation
 from ..modeling_csc import CSCForSpeechSeparation, CSCPreTrainedModel
-from .base import Enrolment, _CSCPipeline, load_by_name
+from .base import _CSCPipeline, load_by_name
 
 
 class SpeechSeparationPipeline(_CSCPipeline):
@@ -20,8 +21,8 @@ class SpeechSeparationPipeline(_CSCPipeline):
         chunk_seconds, overlap_seconds (`float`, *optional*): As of [`~csc_hf.long_audio.separate`].
         enrolment (*optional*): Recording, or list of recordings, of the speaker to extract.
 
-    All three can also be given in each call. `batch_size` is accepted, and recordings still go through the model one
-    by one.
+    All three can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go through
+    the model together. Results stay the same.
 
     Example:
 
@@ -70,11 +71,16 @@ class SpeechSeparationPipeline(_CSCPipeline):
         trial: dict[str, Any] = {"mixture": self._decode(inputs, "recording")}
         return trial if enrolment is None else trial | {"enrolment": self._decode_enrolment(enrolment)}
 
-    def _forward(self, trial: dict, **chunking) -> dict:
-        audio = separate(self.model, trial["mixture"], **chunking)
+    def _num_samples(self, trial: dict) -> int:
+        return len(trial["mixture"])
+
+    def _job(self, trial: dict, **chunking) -> Job[dict]:
+        audio = yield from separation(self.model, trial["mixture"], **chunking)
         assert audio.sources is not None  # they are not written to files
         audio.sources = _without_clipping(audio.sources, trial["mixture"])
-        enrolment = self._enrol(trial["enrolment"]) if "enrolment" in trial else None
+        enrolment = None
+        if "enrolment" in trial:
+            enrolment = yield from enrolling(self.model, trial["enrolment"])
         return {"audio": audio, "enrolment": enrolment}
 
     def postprocess(self, outputs: dict) -> dict:

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..configuration_csc import CSCConfig
+from ..enrolment import Enrolment, enrol, enrolling, is_silent
 from ..evaluation.calibration import Calibration, calibrated_conditions, check_enrolment
-from ..long_audio import embed
+from ..long_audio import Job, embedding
 from ..modeling_csc import CSCForPreTraining, CSCModel, CSCPreTrainedModel
-from .base import Enrolment, _CSCPipeline, is_silent, load_by_name
+from .base import _CSCPipeline, load_by_name
 
 logger = logging.get_logger(__name__)
 
@@ -36,8 +37,8 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         threshold (`float`, *optional*): Lowest score that is accepted. Replaces the calibration.
         condition (`str`, *optional*): Condition whose calibration is used, if several are stored.
 
-    `threshold` and `condition` can also be given in each call. `batch_size` is accepted, and recordings still go
-    through the model one by one.
+    `threshold` and `condition` can also be given in each call. With `batch_size`, recordings of a list, generator or
+    dataset go through the model together. Results stay the same.
 
     Example:
 
@@ -89,7 +90,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             name: A name that is enrolled already is replaced.
             recordings: One recording, or a list of several.
         """
-        self.enrolled[name] = self._enrol(self._decode_enrolment(recordings), self.enrolment == "attention")
+        self.enrolled[name] = enrol(self.model, self._decode_enrolment(recordings), self.enrolment == "attention")
 
     def __call__(self, inputs, test=None, **options):
         """
@@ -131,14 +132,22 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             raise ValueError("one recording, and nobody is enrolled: give two, or call .enrol(name, recordings) first")
         return {"test": self._decode(inputs, "test")}
 
-    def _forward(self, trial: dict) -> dict:
-        audio = embed(self.model.base_model, trial["test"])
+    @property
+    def _network(self) -> CSCPreTrainedModel:
+        return self.model.base_model
+
+    def _num_samples(self, trial: dict) -> int:
+        return len(trial["test"])
+
+    def _job(self, trial: dict) -> Job[dict]:
+        audio = yield from embedding(self.model.base_model, trial["test"])
         active = audio.activity > 0
         slots = audio.embeddings[active | (audio.activity == audio.activity.max())]
         one = "enrolment" in trial
         enrolled: Mapping[Any, Enrolment] = self.enrolled
         if one:
-            enrolled = {None: self._enrol(trial["enrolment"], self.enrolment == "attention")}
+            enrolment = yield from enrolling(self.model, trial["enrolment"], self.enrolment == "attention")
+            enrolled = {None: enrolment}
         silent = is_silent(trial["test"])
         return {
             "one": one,

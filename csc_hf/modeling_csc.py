@@ -328,7 +328,7 @@ def mel_filters(num_bands: int, num_bins: int, sampling_rate: int, device: torch
 
 
 def band_power(config: CSCConfig, spectrum: torch.Tensor) -> torch.Tensor:
-    """Complex spectrum `(..., bins)` of a waveform of unit power → power of each bin or mel band, `(..., bands)`. It is
+    """Complex spectrum `(..., bins)` of a waveform of unit power → power of each bin or mel band, `(..., bands)`,
     about one on average."""
     power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
     if config.num_mel_bins is None:

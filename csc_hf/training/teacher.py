@@ -60,7 +60,9 @@ def read_or_embed(
     for utterances in _batches(tqdm(new, desc=f"embedding by {teacher}", unit="utterance", delay=3)):
         embeddings = embed([_middle(utterance.waveform) for utterance in utterances])
         if isinstance(embeddings, Slots):
-            raise ValueError(f"teacher {teacher!r} gives an embedding of each slot: choose one that gives a single one")
+            raise ValueError(
+                f"teacher {teacher!r} gives an embedding of each slot: choose one that gives a single one"
+            )
         for utterance, embedding in zip(utterances, embeddings, strict=True):
             targets[utterance.id] = (embedding / np.linalg.norm(embedding)).astype(np.float32)
     file.parent.mkdir(parents=True, exist_ok=True)

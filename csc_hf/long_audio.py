@@ -183,11 +183,13 @@ class Recording:
     read: Callable[[int, int], np.ndarray]
 
 
-def open_recording(waveform, sampling_rate: int) -> Recording:
-    """A waveform (samples,), or an audio file, that `chunks` can read. See `separate` for errors."""
-    if isinstance(waveform, str | os.PathLike):
-        # The length is counted, since headers are wrong about it in some files.
-        num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
+def open_recording(waveform, sampling_rate: int, num_samples: int | None = None) -> Recording:
+    """A waveform (samples,), or an audio file (its path or its bytes), that `chunks` can read. `num_samples` is the
+    length of a file that was opened before. See `separate` for errors."""
+    if isinstance(waveform, str | os.PathLike | bytes):
+        if num_samples is None:
+            # It is counted, since headers are wrong about it in some files.
+            num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
         recording = Recording(num_samples, _reader(read_blocks(waveform, sampling_rate)))
     else:
         samples = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
@@ -219,16 +221,18 @@ def _reader(blocks: Iterator[np.ndarray]) -> Callable[[int, int], np.ndarray]:
 
 
 def chunks(
-    recording: Recording, sampling_rate: int, chunk_seconds: float, overlap_seconds: float
+    recording: Recording, sampling_rate: int, chunk_seconds: float, overlap_seconds: float, multiple: int = 1
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
     Yield the start of each chunk and its samples, float32.
 
     There are as few chunks as the overlap allows. They are of equal length and spread evenly over the recording, so
-    the last one is no short rest, which would tell the model little.
+    the last one is no short rest, which would tell the model little. Each begins with a multiple of `multiple` samples,
+    for which the last one may be longer by less than that.
 
     Raises:
-        ValueError: A sample is NaN or infinite, or the overlap is negative or above half of a chunk.
+        ValueError: A sample is NaN or infinite, the overlap is negative or above half of a chunk, or a file has become
+            shorter since it was opened.
     """
     size, overlap = round(chunk_seconds * sampling_rate), round(overlap_seconds * sampling_rate)
     if size < 1 or not 0 <= overlap <= size / 2:
@@ -240,8 +244,14 @@ def chunks(
     room = recording.num_samples - size  # from the first start to the last
     count = 1 + math.ceil(room / max(size - overlap, 1))
     for index in range(count):
-        start = room * index // max(count - 1, 1)
-        samples = recording.read(start, size)
+        start = room * index // max(count - 1, 1) // multiple * multiple
+        length = size if index < count - 1 else recording.num_samples - start
+        samples = recording.read(start, length)
+        if len(samples) < length:
+            raise ValueError(
+                f"the recording had {recording.num_samples} samples when it was opened, and now ends after "
+                f"{start + len(samples)}: read it when nothing changes it any more"
+            )
         finite = np.isfinite(samples)
         if not finite.all():
             raise ValueError(

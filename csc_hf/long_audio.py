@@ -347,6 +347,7 @@ def _one_of(output: Any, number: int, config: CSCConfig, num_samples: int) -> An
     ends = {
         "source_embeddings": config.speaker_embedding_size,
         "source_activity": config.num_sources,
+        "source_frame_activity": config.num_activity_frames(num_samples),
         "source_hidden_states": config.num_segments(num_samples),
         "sources": num_samples,
     }

@@ -22,8 +22,8 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         threshold (`float`, *optional*): Lowest cosine at which a voice is taken for theirs. By default, that of the
             model.
 
-    `threshold` can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go through
-    the model together. Results stay the same.
+    `threshold` can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go
+    through the model together. Results stay the same.
 
     Example:
 
@@ -70,10 +70,10 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
             threshold: As of the pipeline.
 
         Returns:
-            `dict`: `source`, float32 (samples,), silent where the person is not found, at the level at which the voices
-            best add up to the recording. It does not clip where the recording does not. `sampling_rate`; `score`, the
-            highest cosine of the enrolled person with a voice anywhere in the recording, None if that is silent;
-            `present`, whether it reaches the `threshold`: if not, all of the source is silent.
+            `dict`: `source`, float32 (samples,), silent where the person is not found, at the level at which the
+            voices best add up to the recording. It does not clip where the recording does not. `sampling_rate`;
+            `score`, the highest cosine of the enrolled person with a voice anywhere in the recording, None if that is
+            silent; `present`, whether it reaches the `threshold`: if not, all of the source is silent.
 
             For a list, a list of results in its order; for a generator or dataset, an iterator.
 

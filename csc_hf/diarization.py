@@ -394,6 +394,15 @@ class Evidence:
         return (active & (active.sum(axis=1, keepdims=True) == 1)).sum(axis=2) * self.frame_seconds
 
 
+def check_frame_activity(model: CSCPreTrainedModel) -> None:
+    """Raise a ValueError if a model does not say who is active in a frame."""
+    if not getattr(model.config, "frame_activity", False):
+        raise ValueError(
+            f"this {type(model).__name__} does not say who is active in a frame (config.frame_activity is not set): "
+            "use a model that does, such as csc-small, or train one with frame_activity=True"
+        )
+
+
 def listen(model: CSCPreTrainedModel, recording, chunk_seconds: float, overlap_seconds: float) -> Job[Evidence]:
     """
     Job for `csc_hf.long_audio.run`: hear all of a recording.

@@ -86,8 +86,8 @@ def separate(
             by blocks (see `csc_hf.audio.read_blocks`).
         chunk_seconds: Length of a chunk. Memory grows with its square.
         overlap_seconds: Least overlap of neighbouring chunks. Chunks are of equal length, so they may share more.
-        output_files: One file for each slot, to which its source is written block by block as 32-bit floats: `.wav` or
-            another format that can hold them. If the input is a file as well, memory is constant.
+        output_files: One file for each slot, to which its source is written block by block: as 32-bit floats if its
+            format has them, such as `.wav`. If the input is a file as well, memory is constant.
 
     Raises:
         ValueError: The model is in training mode or does not separate; the waveform is not of shape (samples,), is
@@ -117,7 +117,7 @@ def separation(
             write = _array_writer(sources)
         else:
             sources = None
-            write = _file_writer(output_files, config.sampling_rate, files)
+            write = file_writer(output_files, config.sampling_rate, files)
         speakers = Speakers(num_sources)
         tail, position = np.zeros((num_sources, 0), np.float32), 0  # what is separated beyond `position`
         for start, samples in chunks(recording, config.sampling_rate, chunk_seconds, overlap_seconds):
@@ -470,11 +470,16 @@ def _array_writer(sources: np.ndarray) -> Callable[[np.ndarray], None]:
     return write
 
 
-def _file_writer(paths: Sequence[str | os.PathLike], sampling_rate: int, files: ExitStack):
-    """A function that appends blocks (slots, samples) to one file for each slot."""
+def file_writer(paths: Sequence[str | os.PathLike], sampling_rate: int, files: ExitStack):
+    """A function that appends blocks (slots, samples) to one file for each slot: as 32-bit floats if its format has
+    them."""
     import soundfile
 
-    outputs = [files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, "FLOAT")) for path in paths]
+    def subtype(path: str | os.PathLike) -> str | None:
+        ending = os.path.splitext(path)[1].lstrip(".").upper()
+        return "FLOAT" if soundfile.check_format(ending, "FLOAT") else None
+
+    outputs = [files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, subtype(path))) for path in paths]
 
     def write(block: np.ndarray) -> None:
         for output, samples in zip(outputs, block, strict=True):

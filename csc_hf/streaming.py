@@ -27,7 +27,6 @@ from .diarization import (
     check_enrolled,
     check_frame_activity,
     find_turns,
-    listener,
     settings_of,
     speaker_bounds,
 )
@@ -360,7 +359,7 @@ class LiveDiarizer(_Live[list[Turn]]):
         check_frame_activity(model)
         self.settings = settings or settings_of(model)
         super().__init__(model, self.settings.chunk_seconds, latency_seconds)
-        self._light = listener(model)
+        self._light = model
         enrolled = check_enrolled(enrolled or {}, model.config.speaker_embedding_size)
         _, self.max_speakers = speaker_bounds(None, None, max_speakers)
         self._num_enrolled = len(enrolled)

@@ -27,6 +27,7 @@ from .diarization import (
     check_enrolled,
     check_frame_activity,
     find_turns,
+    listener,
     settings_of,
     speaker_bounds,
 )
@@ -313,7 +314,9 @@ class LiveExtractor(_Live[np.ndarray]):
                     voice *= speech_gain(
                         frames[0, best].float().cpu().numpy(), self.model.config.activity_stride, len(window)
                     )
-                voice *= min(1.0, max(1.0, np.abs(window).max()) / max(np.abs(voice).max(), 1e-30))
+                limit = max(1.0, np.abs(window).max())
+                voice *= np.float32(limit / max(limit, np.abs(voice).max()))
+                voice = voice.clip(-limit, limit)  # rounding can leave a sample beyond
         faded = cross_fade(self._tail[:, : len(window) - begin], voice[None, begin:])
         fade = min(self.lookahead, round(FADE_SECONDS * self.model.config.sampling_rate))
         self._tail = faded[:, end - begin : end - begin + fade]
@@ -359,7 +362,7 @@ class LiveDiarizer(_Live[list[Turn]]):
         check_frame_activity(model)
         self.settings = settings or settings_of(model)
         super().__init__(model, self.settings.chunk_seconds, latency_seconds)
-        self._light = model
+        self._light = listener(model)
         enrolled = check_enrolled(enrolled or {}, model.config.speaker_embedding_size)
         _, self.max_speakers = speaker_bounds(None, None, max_speakers)
         self._num_enrolled = len(enrolled)

@@ -121,8 +121,8 @@ def test_a_voice_does_not_clip_where_the_recording_does_not():
     waveform[len(waveform) // 2 :] *= 2  # beyond full scale
     live = LiveExtractor(model, model.voices[0], threshold=0.5, latency_seconds=1.0, **WINDOW)
     voice = np.concatenate([live.push(waveform), live.finish()])
-    assert np.abs(voice[: 2 * RATE]).max() <= 1
-    assert 1 < np.abs(voice).max() <= np.abs(waveform).max()
+    assert 0.9 < np.abs(voice[: 2 * RATE]).max() <= 1
+    assert 1 < np.abs(voice).max() <= np.abs(waveform).max() * (1 + 1e-6)
 
 
 def test_a_file_gives_what_is_extracted_live(tmp_path):

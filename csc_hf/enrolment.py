@@ -79,8 +79,8 @@ def speaker_threshold(model: CSCPreTrainedModel, condition: str | None = None) -
         return calibration.threshold
     logger.warning_once(
         "This model has no calibration: WHO IS TAKEN FOR THE ENROLLED SPEAKER IS A GUESS, by a cosine of "
-        f"{SAME_SPEAKER}. Learn a calibration on trials of your own (examples/evaluate_verification.py --store_calibration mix0), or "
-        "pass threshold=..."
+        f"{SAME_SPEAKER}. Learn a calibration on trials of your own (examples/evaluate_verification.py "
+        "--store_calibration mix0), or pass threshold=..."
     )
     return SAME_SPEAKER
 

@@ -53,13 +53,18 @@ ORDER = (
     "feature_extraction_csc",
     "modeling_csc",
     "audio",
+    "long_audio",
+    "enrolment",
+    "diarization",
     "data",
     "evaluation",
     "training",
+    "streaming",
+    "extraction",
+    "pipelines",
+    "cli",
 )
-ORDER += ("long_audio", "enrolment", "diarization", "streaming", "extraction", "pipelines", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
-AFTER["long_audio"] += ("data", "evaluation", "training")  # stands beside `audio`
 HUB_FILES = ("configuration_csc", "feature_extraction_csc", "modeling_csc")
 
 

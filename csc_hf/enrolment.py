@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from .audio import SILENCE_POWER, power
 from .long_audio import Job, embedding, run
 from .modeling_csc import CSCPreTrainedModel

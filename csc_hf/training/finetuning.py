@@ -460,7 +460,7 @@ def _check_finite(accelerator: Accelerator, step: int, loss: torch.Tensor, norm:
     may_overflow = accelerator.scaler is not None or norm is None
     if not loss.isfinite() or not (may_overflow or torch.as_tensor(norm).isfinite()):
         raise SystemExit(
-            f"at step {step} the loss is {float(loss)}, and the norm of its gradient {norm}: lower --learning_rate, "
+            f"at step {step} the loss is {loss.item()}, and the norm of its gradient {norm}: lower --learning_rate, "
             "or resume from an earlier checkpoint where there is one"
         )
 

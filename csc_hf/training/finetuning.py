@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, get_scheduler
+from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, TrainingArguments, get_scheduler
 
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import Clip, MixtureRecipe, mix
@@ -297,7 +298,13 @@ def train(
     for step, batch in zip(progress, batches, strict=False):
         loss, figures = compute_losses(model, batch)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learning, max_grad_norm)
+        norm = float(accelerator.clip_grad_norm_(learning, max_grad_norm))
+        may_overflow = accelerator.scaler is not None  # float16, whose loss scale is then lowered
+        if not loss.isfinite() or not (may_overflow or math.isfinite(norm)):
+            raise SystemExit(
+                f"after step {step - 1} the loss is {loss.item()}, and the norm of its gradient {norm}: lower "
+                "--learning_rate, or check the model that training began with"
+            )
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -308,6 +315,18 @@ def train(
             recent.clear()
             progress.set_postfix({name: f"{curve[-1]:.3f}" for name, curve in curves.items()})
     return curves
+
+
+class StopAtNonFiniteLoss(TrainerCallback):
+    """Ends training by Transformers' `Trainer` at the first logged loss or gradient that is NaN or infinite."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        figures = {name: logs[name] for name in ("loss", "grad_norm") if name in (logs or {})}
+        if not all(map(math.isfinite, figures.values())):
+            raise SystemExit(
+                f"by step {state.global_step} the loss is {figures.get('loss')}, and the norm of its gradient "
+                f"{figures.get('grad_norm')}: lower --learning_rate, or check the model that training began with"
+            )
 
 
 def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any) -> TrainingArguments:
@@ -321,6 +340,7 @@ def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any
         lr_scheduler_type="cosine",
         warmup_steps=args.warmup_steps,
         logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # StopAtNonFiniteLoss sees what is logged
         save_strategy="no",
         seed=args.seed,
         report_to="none",

@@ -111,14 +111,18 @@ class Pretrainer:
         self.scheduler = get_scheduler(
             args.lr_scheduler_type, self.optimizer, args.warmup_steps, num_training_steps=args.max_train_steps
         )
-        self.accelerator.register_for_checkpointing(self.scheduler)
         self.ema: AveragedModel | None = None
         if args.ema_decay is not None:
             if self.is_sharded:
                 raise SystemExit("--ema_decay averages whole weights, which FSDP shards: use DDP, or leave it out")
             averaged = self.accelerator.unwrap_model(self.model)
             self.ema = AveragedModel(averaged, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
-            self.accelerator.register_for_checkpointing(self.ema)
+
+    def _extra_states(self, folder: Path) -> dict[Path, Any]:
+        """What Accelerate does not save by itself, by its file. What its `register_for_checkpointing` takes would
+        be loaded as a pickle, which can run any code."""
+        states = {folder / "scheduler.pt": self.scheduler}
+        return states if self.ema is None else states | {folder / "average.pt": self.ema}
 
     def _prepare_main_process(self) -> None:
         """What the main process needs besides: the folder, the trials of the evaluation, the Hub repository."""
@@ -330,6 +334,8 @@ class Pretrainer:
                 "collapsed_since": self.guard.since,
             }
             (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
+            for path, part in self._extra_states(unfinished / "training_state").items():
+                torch.save(part.state_dict(), path)
         self.accelerator.wait_for_everyone()
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         self.accelerator.save_state(str(unfinished / "training_state"))
@@ -355,6 +361,8 @@ class Pretrainer:
                     "%s was %r before and is %r now: the run goes on, but not as it would have", name, former, value
                 )
         self.accelerator.load_state(str(state))
+        for path, part in self._extra_states(state).items():
+            part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
         self.guard.since = progress["collapsed_since"]
         self._load_stream([json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))])

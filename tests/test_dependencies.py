@@ -24,6 +24,7 @@ AREAS = {
     "csc_hf/evaluation/diarizers.py": "diarize",
     "csc_hf/plots.py": "diarize",
     "csc_hf/streaming.py": "diarize",
+    "csc_hf/streaming.py": "diarize",
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",

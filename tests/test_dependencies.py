@@ -22,6 +22,7 @@ AREAS = {
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",
+    "csc_hf/export.py": "export",
     "csc_hf": "audio",
     "metrics": "eval",
     "examples": "train",
@@ -41,6 +42,7 @@ OPTIONAL = {"asteroid", "resemblyzer", "speechbrain", "torchcodec", "wandb"}
 USED_BY_OTHERS = {
     "asteroid-filterbanks": "Asteroid",
     "librosa": "Resemblyzer",
+    "onnxscript": "torch.onnx",
     "parameterized": "Transformers' common tests",
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
@@ -57,7 +59,7 @@ ORDER = (
     "evaluation",
     "training",
 )
-ORDER += ("long_audio", "enrolment", "diarization", "streaming", "extraction", "pipelines", "cli")
+ORDER += ("long_audio", "enrolment", "diarization", "streaming", "extraction", "pipelines", "export", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
 AFTER["long_audio"] += ("data", "evaluation", "training")  # stands beside `audio`
 HUB_FILES = ("configuration_csc", "feature_extraction_csc", "modeling_csc")

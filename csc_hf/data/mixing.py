@@ -50,6 +50,8 @@ class MixingConfig(AugmentationConfig):
         num_sources: slots of a mixture, that is, speakers at most.
         seconds: length of a mixture.
         supervision: what an identity is. "utterance": one utterance, no label is used; "speaker": a speaker.
+        unlabelled_probability: with supervision="speaker", share of the identities that are an utterance without a
+            speaker each. With 0, such utterances are not used.
         sir_db: level of the target relative to each interferer, over the whole crop.
         single_speaker_probability: probability that an observation holds its target alone. Otherwise the number of
             speakers is uniform in 2..num_sources. See `draw_group`.
@@ -76,6 +78,7 @@ class MixingConfig(AugmentationConfig):
     num_sources: int = 2
     seconds: float = 2.0
     supervision: str = "utterance"
+    unlabelled_probability: float = probability(0.0)
     sir_db: tuple[float, float] = interval(-5.0, 5.0, DB_LIMITS)
     single_speaker_probability: float = probability(0.25)
     noise_probability: float = probability(0.5)
@@ -96,6 +99,8 @@ class MixingConfig(AugmentationConfig):
         if self.supervision not in ("utterance", "speaker"):
             raise ValueError(f'supervision={self.supervision!r}: must be "utterance" or "speaker"')
         check_fields(self)
+        if self.unlabelled_probability and self.supervision != "speaker":
+            raise ValueError('unlabelled_probability needs supervision="speaker": without it, no label is used')
         needed = 2 * max(itertools.chain([0], *_shifts(self.num_observations, self.num_sources))) + 1
         if self.num_identities < needed:
             raise ValueError(
@@ -103,6 +108,11 @@ class MixingConfig(AugmentationConfig):
                 f"num_sources={self.num_sources}: two identities would meet in more than one mixture; raise it to "
                 f"{needed} or more"
             )
+
+    @property
+    def needs_speakers(self) -> bool:
+        """Whether utterances without a speaker cannot be used."""
+        return self.supervision == "speaker" and self.unlabelled_probability == 0
 
     @property
     def num_samples(self) -> int:
@@ -247,8 +257,43 @@ class MixtureRecipe:
         return cls(**{**values, "sources": sources, "noise": noise, "effects": effects_of(values)})
 
 
+class ClipIndex:
+    """Clips by identity and by source, as drawing needs them. To draw many groups from the same clips, make it once.
+
+    Args:
+        clips: ids unique.
+        config: its `supervision` and `unlabelled_probability` are used.
+
+    Raises:
+        ValueError: a clip has no speaker, and needs one.
+    """
+
+    def __init__(self, clips: Sequence[Clip], config: MixingConfig):
+        self.clips = clips
+        # An identity is whether it is labelled, and its name.
+        self.by_identity: dict[tuple[bool, str], list[Clip]] = defaultdict(list)
+        self.by_source: dict[str | None, dict[tuple[bool, str], list[Clip]]] = defaultdict(lambda: defaultdict(list))
+        for clip in clips:
+            identity = (False, clip.id)
+            if config.supervision == "speaker" and clip.speaker is not None:
+                identity = (True, clip.speaker)
+            elif config.needs_speakers:
+                raise ValueError(f'utterance {clip.id!r} has no speaker: supervision="speaker" needs one for each')
+            self.by_identity[identity].append(clip)
+            self.by_source[clip.source][identity].append(clip)
+
+        # How often each identity comes in relation to the others.
+        self.weights: dict[tuple[bool, str], float] = dict.fromkeys(self.by_identity, 1)
+        num_labelled = sum(is_labelled for is_labelled, _ in self.by_identity)
+        num_others = len(self.by_identity) - num_labelled
+        if config.unlabelled_probability and num_labelled and num_others:
+            of_others = config.unlabelled_probability / num_others
+            of_labelled = (1 - config.unlabelled_probability) / num_labelled
+            self.weights = {identity: of_labelled if identity[0] else of_others for identity in self.by_identity}
+
+
 def draw_group(
-    clips: Sequence[Clip],
+    clips: Sequence[Clip] | ClipIndex,
     config: MixingConfig,
     seed: int,
     epoch: int,
@@ -280,7 +325,7 @@ def draw_group(
     else is drawn from (seed, epoch, index).
 
     Args:
-        clips: the audio at hand, ids unique.
+        clips: the audio at hand, ids unique; or an index of it.
         index: number of the group, over all epochs and processes.
         num_parallel: how many groups, with consecutive indices, make one training step.
         noise: the recorded noise at hand.
@@ -305,7 +350,8 @@ def draw_group(
     num_crops = np.bincount(list(itertools.chain(*members)), minlength=config.num_identities)
 
     rng = np.random.default_rng([seed, epoch, index])
-    chosen = _choose_identities(clips, config, which_source if one_source else None, rng)
+    at_hand = clips if isinstance(clips, ClipIndex) else ClipIndex(clips, config)
+    chosen = _choose_identities(at_hand, config, which_source if one_source else None, rng)
     speeds = [_draw_speed(config, rng) for _ in chosen]
     crops = [
         iter(_cut_crops(of_identity, speed, number, config.num_samples, rng))
@@ -445,34 +491,30 @@ def _shifts(num_observations: int, num_sources: int) -> tuple[tuple[int, ...], .
 
 
 def _choose_identities(
-    clips: Sequence[Clip], config: MixingConfig, which_source: float | None, rng: np.random.Generator
+    index: ClipIndex, config: MixingConfig, which_source: float | None, rng: np.random.Generator
 ) -> list[list[Clip]]:
     """The clips of `num_identities` identities, in random order, of all sources or of the one that a number in 0..1
     chooses."""
-    by_source: dict[str | None, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
-    everything: dict[str, list[Clip]] = defaultdict(list)
-    for clip in clips:
-        identity = clip.id if config.supervision == "utterance" else clip.speaker
-        if identity is None:
-            raise ValueError(f'utterance {clip.id!r} has no speaker: supervision="speaker" needs one for each')
-        by_source[clip.source][identity].append(clip)
-        everything[identity].append(clip)
-    if len(everything) < config.num_identities:
+    if len(index.by_identity) < config.num_identities:
         what = "utterances" if config.supervision == "utterance" else "speakers"
+        num_clips, seconds = len(index.clips), sum(clip.num_samples for clip in index.clips) / SAMPLING_RATE
         raise ValueError(
-            f"a group needs num_identities={config.num_identities} different {what}, and the {len(clips)} utterances "
-            f"at hand ({sum(clip.num_samples for clip in clips) / SAMPLING_RATE:.0f} s) hold {len(everything)}: add "
-            "data, lower num_identities, or, if the data has more, hold more of it at a time (reservoir_seconds) or "
-            "shuffle its rows"
+            f"a group needs num_identities={config.num_identities} different {what}, and the {num_clips} utterances "
+            f"at hand ({seconds:.0f} s) hold {len(index.by_identity)}: add data, lower num_identities, or, if the "
+            "data has more, hold more of it at a time (reservoir_seconds) or shuffle its rows"
         )
-
-    candidates = everything
-    names = [name for name in sorted(by_source, key=str) if len(by_source[name]) >= config.num_identities]
+    weights, candidates = index.weights, index.by_identity
+    sources = index.by_source
+    names = [name for name in sorted(sources, key=str) if len(sources[name]) >= config.num_identities]
     if names and which_source is not None:
-        shares = np.cumsum([len(by_source[name]) for name in names])
-        candidates = by_source[names[np.searchsorted(shares, which_source * shares[-1], side="right")]]
+        shares = np.cumsum([sum(weights[identity] for identity in sources[name]) for name in names])
+        candidates = sources[names[np.searchsorted(shares, which_source * shares[-1], side="right")]]
     clips_of = list(candidates.values())
-    return [clips_of[i] for i in rng.choice(len(clips_of), config.num_identities, replace=False)]
+    p = None  # equally often
+    if config.unlabelled_probability:
+        p = np.array([weights[identity] for identity in candidates])
+        p = p / p.sum()
+    return [clips_of[i] for i in rng.choice(len(clips_of), config.num_identities, replace=False, p=p)]
 
 
 def _draw_speed(config: MixingConfig, rng: np.random.Generator) -> float:
@@ -534,12 +576,18 @@ def _draw_noise(
     snr_db = rng.uniform(*config.noise_snr_db)
     if not clips or rng.random() >= config.recorded_noise_probability:
         return GeneratedNoise(int(rng.integers(2**63)), rng.uniform(*NOISE_TILT), snr_db)
+    return draw_recorded_noise(clips, config.num_samples, snr_db, rng)
+
+
+def draw_recorded_noise(
+    clips: Sequence[Clip], num_samples: int, snr_db: float, rng: np.random.Generator
+) -> RecordedNoise:
+    """A random part of one of the clips, or all of a short one, repeated."""
     clip = clips[int(rng.integers(len(clips)))]
-    start = clip.start + int(rng.integers(max(clip.num_samples - config.num_samples, 0) + 1))
-    positions = range(0, config.num_samples, clip.num_samples)  # a short clip is repeated
-    return RecordedNoise(
-        tuple(Piece(clip.id, start, min(clip.num_samples, config.num_samples - p), p) for p in positions), snr_db
-    )
+    start = clip.start + int(rng.integers(max(clip.num_samples - num_samples, 0) + 1))
+    positions = range(0, num_samples, clip.num_samples)
+    pieces = [Piece(clip.id, start, min(clip.num_samples, num_samples - p), p) for p in positions]
+    return RecordedNoise(tuple(pieces), snr_db)
 
 
 def _take(piece: Piece, speed: float, waveforms: Mapping[str, np.ndarray], starts: Mapping[str, int]) -> np.ndarray:

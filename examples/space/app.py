@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The demo page of csc_hf, in the form of a Hugging Face Space: who speaks when in a recording, what each talker says, and
-which of them is a voice that you know. It runs on one CPU core and needs no network.
+The demo page of csc_hf, in the form of a Hugging Face Space: who speaks when in a recording, what each talker says,
+and which of them is a voice that you know. It runs on one CPU core and needs no network.
 
     pip install -r requirements.txt && python app.py
 
@@ -36,6 +36,7 @@ MAX_TALKERS = 6
 MAX_VOICES = 4  # that a visitor enrols
 MAX_WAITING = 20  # visitors in the queue
 KEEP_SECONDS = 3600  # what visitors upload and enrol, and what the page makes of it
+SWEEP_SECONDS = 60
 
 model = CSCForPreTraining.from_pretrained(MODEL).eval()
 calibration = Calibration.load(model, enrolment="attention")
@@ -127,8 +128,8 @@ INTRODUCTION = f"""
 # Who speaks, when others speak too
 
 Bring a recording in which people talk, one after the other or at once. This page finds the talkers, lets you hear each
-of them alone, and says which of them is a voice that you know. The model has {model.num_parameters() / 1e6:.1f} million
-parameters and runs on the processor of this server. Recordings go nowhere else and are deleted after
+of them alone, and says which of them is a voice that you know. The model has {model.num_parameters() / 1e6:.1f}
+million parameters and runs on the processor of this server. Recordings go nowhere else and are deleted after
 {KEEP_SECONDS // 60} minutes.
 """
 CONSENT = "A voice identifies a person: have their consent. It is forgotten after your visit."
@@ -175,9 +176,10 @@ def verdict(name: str, scores: dict[str, dict[str, float]]) -> str:
 def meaning() -> str:
     if calibration is None:
         return ""
+    num_trials = calibration.num_target + calibration.num_nontarget
     return (
-        f"A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. The "
-        f"threshold was learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons with "
+        f"A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. "
+        f"The threshold was learnt on {num_trials:,} comparisons with "
         f"{CONDITIONS.get(calibration.condition, calibration.condition)}; {calibration.eer:.0%} of them it gets wrong. "
         "So decide nothing about anybody by this page."
     )
@@ -235,8 +237,10 @@ def show_voices(visit: Visit | None) -> None:
 
 def build() -> gr.Blocks:
     audio = {"sources": ["upload", "microphone"], "type": "filepath", "buttons": []}
-    conversation, meeting, anna, ben = (f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben"))
-    with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
+    conversation, meeting, anna, ben = (
+        f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben")
+    )
+    with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         visit = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.Markdown(INTRODUCTION)
         gr.Markdown("## 1. Who speaks when?")
@@ -269,7 +273,11 @@ def build() -> gr.Blocks:
     return page
 
 
-if __name__ == "__main__":
+def main() -> None:
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
     page = build().queue(default_concurrency_limit=1, max_size=MAX_WAITING)
     page.launch(max_file_size=MAX_MEGABYTES * 2**20, ssr_mode=False, theme=theme, footer_links=[])
+
+
+if __name__ == "__main__":
+    main()

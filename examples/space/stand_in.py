@@ -1,5 +1,6 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Until there is the pipeline: turns by the energy of separated slots."""
+
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -43,15 +44,19 @@ def diarize(model, waveform, voices, num_speakers=None):
 
 def plot_diarization(diarization, waveform, axes):
     import torch
+
     s = torch.stft(torch.from_numpy(waveform), 512, 256, window=torch.hann_window(512), return_complex=True)
     db = 20 * np.log10(s.abs().numpy()[:128] + 1e-8)
     top = np.quantile(db, 0.99)
-    axes.imshow(db - top, cmap="Greys", vmin=-50, vmax=0, origin="lower", aspect="auto",
-                extent=(0, diarization.duration, 0, 4))
+    axes.imshow(
+        db - top, cmap="Greys", vmin=-50, vmax=0, origin="lower", aspect="auto", extent=(0, diarization.duration, 0, 4)
+    )
     names = list(diarization.embeddings)
     for t in diarization.turns:
         i = names.index(t.speaker)
-        axes.axvspan(t.start, t.end, color=COLOURS[i], alpha=0.4, ymin=1 - (i + 1) / len(names), ymax=1 - i / len(names))
+        axes.axvspan(
+            t.start, t.end, color=COLOURS[i], alpha=0.4, ymin=1 - (i + 1) / len(names), ymax=1 - i / len(names)
+        )
     axes.set_xlabel("time (s)")
     axes.set_ylabel("frequency (kHz)")
 

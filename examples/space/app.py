@@ -11,6 +11,7 @@ The model is `$CSC_HF_MODEL`, a folder or a name on the Hub; else csc-small of t
 import html
 import math
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import soundfile
 import torch
 from matplotlib.figure import Figure
-from stand_in import COLOURS, Diarization, attention_weights, diarize, plot_diarization
+from stand_in import COLOURS, Diarization, diarize, plot_diarization
 from transformers import Pipeline, pipeline
 
 from csc_hf import CSCForPreTraining
@@ -40,6 +41,8 @@ SWEEP_SECONDS = 60
 
 model = CSCForPreTraining.from_pretrained(MODEL).eval()
 calibration = Calibration.load(model, enrolment="attention")
+if calibration is None:
+    raise SystemExit(f"{MODEL} has no calibration for enrolment by attention: evaluate_verification.py stores one")
 
 
 @dataclass
@@ -63,7 +66,13 @@ def new_visit() -> Visit:
 def find_talkers(path: str | None, num_talkers: int, visit: Visit | None) -> Visit:
     recording = read(path, "recording")
     with tempfile.TemporaryDirectory() as folder:
-        found = diarize(model, recording, voices=folder, num_speakers=num_talkers or None)
+        found = diarize(
+            model,
+            recording,
+            voices=folder,
+            num_speakers=num_talkers or None,
+            max_speakers=None if num_talkers else MAX_TALKERS,
+        )
         talkers = {name: soundfile.read(f"{folder}/{name}.wav", dtype="int16")[0] for name in found.embeddings}
     return replace(visit or new_visit(), recording=recording, diarization=found, talkers=talkers)
 
@@ -134,22 +143,34 @@ million parameters and runs on the processor of this server. Recordings go nowhe
 """
 CONSENT = "A voice identifies a person: have their consent. It is forgotten after your visit."
 CONDITIONS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
+MEANING = f"""
+A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. This threshold was
+learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons of voices with recordings of
+{CONDITIONS.get(calibration.condition, calibration.condition)}, and gets {calibration.eer:.0%} of them wrong. So decide
+nothing about anybody by this page.
+"""
 
 
 def title(talker: str) -> str:
     return talker.replace("speaker_", "Talker ")
 
 
+def plain(name: str) -> str:
+    """A name that visitors have typed, so that Markdown shows it as it is."""
+    return re.sub(r"([^\w\s])", r"\\\1", name)
+
+
 def recognised(scores: dict[str, dict[str, float]]) -> dict[str, str]:
     """The name of each talker who is an enrolled voice. Where two voices pass, it is the better one."""
     passed = [(scores[name][talker], talker, name) for name in scores for talker in scores[name]]
-    return {talker: name for score, talker, name in sorted(passed) if calibration and score >= calibration.threshold}
+    return {talker: name for score, talker, name in sorted(passed) if score >= calibration.threshold}
+
+
+def closest(scores: dict[str, float]) -> str:
+    return max(scores, key=scores.__getitem__)
 
 
 def in_words(score: float) -> str:
-    """What a score says of two recordings."""
-    if calibration is None:
-        return "not decided: the model has no calibration"
     llr = calibration.llr(score)
     ratio = math.exp(min(abs(llr), math.log(1000)))
     times = "over 1000" if ratio > 999 else f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
@@ -158,31 +179,16 @@ def in_words(score: float) -> str:
 
 def verdict(name: str, scores: dict[str, dict[str, float]]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
-    best = max(scores[name], key=scores[name].__getitem__)
+    best = closest(scores[name])
     who = recognised(scores).get(best)
-    if who == name:
-        heading = f"{name} is {title(best).lower()}"
-    elif calibration is None:
-        heading = f"{name} is most like {title(best).lower()}"
-    elif scores[name][best] >= calibration.threshold:
-        heading = f"{name} could be {title(best).lower()}, but {who} is more like it"
-    else:
-        heading = f"{name} is none of the talkers"
+    heading = f"{plain(name)} is {title(best).lower()}"
+    if scores[name][best] < calibration.threshold:
+        heading = f"{plain(name)} is none of the talkers"
+    elif who != name:
+        heading = f"{plain(name)} could be {title(best).lower()}, but {plain(who)} is likelier"
     rows = [f"| {title(talker)} | {score:.2f} | {in_words(score)} |" for talker, score in scores[name].items()]
-    question = f"Where the model looks in the recording of {name} to recognise {title(best).lower()}:"
+    question = f"Where the model looks in the recording of {plain(name)} to recognise {title(best).lower()}:"
     return "\n".join([f"### {heading}", "| | score | what it means |", "| --- | --- | --- |", *rows, "", question])
-
-
-def meaning() -> str:
-    if calibration is None:
-        return ""
-    num_trials = calibration.num_target + calibration.num_nontarget
-    return (
-        f"A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. "
-        f"The threshold was learnt on {num_trials:,} comparisons with "
-        f"{CONDITIONS.get(calibration.condition, calibration.condition)}; {calibration.eer:.0%} of them it gets wrong. "
-        "So decide nothing about anybody by this page."
-    )
 
 
 def draw_talkers(visit: Visit) -> Figure:
@@ -197,7 +203,8 @@ def draw_attention(visit: Visit, name: str, talker: str) -> Figure:
     voice = visit.voices[name][: 10 * SAMPLING_RATE]
     hidden = model.base_model(torch.from_numpy(voice)[None]).source_hidden_states  # (1, slots, segments, hidden size)
     query = torch.from_numpy(visit.diarization.embeddings[talker])
-    weights = attention_weights(model, query, hidden, torch.ones(1, hidden.shape[2])).mean(0).sum((0, 1))
+    weights = model.aggregator.scores(query, hidden[0].flatten(0, 1)).softmax(-1)  # (heads, slots · segments)
+    weights = weights.mean(0).view(hidden.shape[1:3]).sum(0)
     seconds = np.asarray(model.config.segment_centres(len(voice))) / SAMPLING_RATE
     figure = Figure(figsize=(10, 3), layout="constrained", dpi=120)
     above, below = figure.subplots(2, sharex=True)
@@ -226,13 +233,13 @@ def show_voices(visit: Visit | None) -> None:
     if visit is None or not visit.voices:
         gr.Markdown("*Enrolled voices will be here, each compared with the talkers.*")
     elif not visit.talkers:
-        gr.Markdown(f"Enrolled: {', '.join(visit.voices)}. Now find the talkers of a recording.")
+        gr.Markdown(f"Enrolled: {', '.join(map(plain, visit.voices))}. Now find the talkers of a recording.")
     else:
         scores = compare(visit)
         for name in scores:
             gr.Markdown(verdict(name, scores))
-            gr.Plot(draw_attention(visit, name, max(scores[name], key=scores[name].__getitem__)), show_label=False)
-        gr.Markdown(meaning())
+            gr.Plot(draw_attention(visit, name, closest(scores[name])), show_label=False)
+        gr.Markdown(MEANING)
 
 
 def build() -> gr.Blocks:
@@ -246,7 +253,7 @@ def build() -> gr.Blocks:
         gr.Markdown("## 1. Who speaks when?")
         with gr.Row():
             with gr.Column(min_width=300):
-                recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS} seconds", **audio)
+                recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS // 60} minutes", **audio)
                 labels = ["A conversation of three", "Anna and Ben at once"]
                 gr.Examples([conversation, meeting], recording, label="Or choose one", example_labels=labels)
                 choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]

@@ -26,7 +26,7 @@ class Diarization:
     duration: float
 
 
-def diarize(model, waveform, voices, num_speakers=None):
+def diarize(model, waveform, voices, num_speakers=None, max_speakers=None):
     found = separate(model, waveform)
     turns, embeddings = [], {}
     level = np.abs(waveform).max()

@@ -308,7 +308,7 @@ def test_a_huge_file_is_refused_before_it_is_decoded(visit, server, tmp_path):
 
 def test_two_users_at_once(visit):
     one, other = visit(), visit()
-    for visitor, example in ((one, "A conversation of three"), (other, "Anna and Ben at once")):
+    for visitor, example in ((one, "A conversation of four"), (other, "Anna and Ben at once")):
         visitor.press(example)
         visitor.page.get_by_label("Clear").first.wait_for()
     one.press("Find the talkers")

@@ -116,19 +116,14 @@ def refusal(message: str) -> gr.Error:
     return gr.Error(html.escape(message), print_exception=False)
 
 
-@torch.inference_mode()
-def compare(visit: Visit) -> dict[str, dict[str, float]]:
-    """
-    The score of each enrolled voice with each talker, by name: the cosine of the talker's embedding with what the
-    cross-attention finds in the enrolment when it is asked for that talker.
-    """
-    scores: dict[str, dict[str, float]] = {name: {} for name in visit.voices}
-    for name, of_talkers in scores.items():
-        for talker in visit.talkers:
-            query = torch.from_numpy(visit.diarization.embeddings[talker])
-            answer = model.aggregate(query, visit.verify.enrolled[name].memory)
-            of_talkers[talker] = torch.cosine_similarity(query, answer, dim=0).item()
-    return scores
+def compare(visit: Visit) -> list[dict]:
+    """What the pipeline says of each enrolled voice and each talker, best first."""
+    pairs = [
+        result | {"talker": talker}
+        for talker, embedding in visit.diarization.embeddings.items()
+        for result in (visit.verify.compare(embedding) if visit.voices else [])
+    ]
+    return sorted(pairs, key=lambda pair: -pair["score"])
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -142,17 +137,17 @@ million parameters and runs on the processor of this server. Recordings go nowhe
 {KEEP_SECONDS // 60} minutes.
 """
 CONSENT = "A voice identifies a person: have their consent. It is forgotten after your visit."
-CONDITIONS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
+TRIALS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
 MEANING = f"""
-A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. This threshold was
-learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons of voices with recordings of
-{CONDITIONS.get(calibration.condition, calibration.condition)}, and gets {calibration.eer:.0%} of them wrong. So decide
+A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. This threshold
+was learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons of voices with recordings of
+{TRIALS.get(calibration.condition, calibration.condition)}, and gets {calibration.eer:.0%} of them wrong. So decide
 nothing about anybody by this page.
 """
 
 
 def title(talker: str) -> str:
-    return talker.replace("speaker_", "Talker ")
+    return talker.replace("speaker_", "talker ")
 
 
 def plain(name: str) -> str:
@@ -160,34 +155,28 @@ def plain(name: str) -> str:
     return re.sub(r"([^\w\s])", r"\\\1", name)
 
 
-def recognised(scores: dict[str, dict[str, float]]) -> dict[str, str]:
+def recognised(pairs: list[dict]) -> dict[str, str]:
     """The name of each talker who is an enrolled voice. Where two voices pass, it is the better one."""
-    passed = [(scores[name][talker], talker, name) for name in scores for talker in scores[name]]
-    return {talker: name for score, talker, name in sorted(passed) if score >= calibration.threshold}
+    return {pair["talker"]: pair["speaker"] for pair in reversed(pairs) if pair["decision"]}
 
 
-def closest(scores: dict[str, float]) -> str:
-    return max(scores, key=scores.__getitem__)
-
-
-def in_words(score: float) -> str:
-    llr = calibration.llr(score)
+def in_words(llr: float) -> str:
     ratio = math.exp(min(abs(llr), math.log(1000)))
     times = "over 1000" if ratio > 999 else f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
     return f"{times} times likelier {'one person than two' if llr > 0 else 'two people than one'}"
 
 
-def verdict(name: str, scores: dict[str, dict[str, float]]) -> str:
+def verdict(name: str, pairs: list[dict]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
-    best = closest(scores[name])
-    who = recognised(scores).get(best)
-    heading = f"{plain(name)} is {title(best).lower()}"
-    if scores[name][best] < calibration.threshold:
+    own = [pair for pair in pairs if pair["speaker"] == name]
+    best, who = title(own[0]["talker"]), recognised(pairs).get(own[0]["talker"])
+    heading = f"{plain(name)} is {best}"
+    if not own[0]["decision"]:
         heading = f"{plain(name)} is none of the talkers"
     elif who != name:
-        heading = f"{plain(name)} could be {title(best).lower()}, but {plain(who)} is likelier"
-    rows = [f"| {title(talker)} | {score:.2f} | {in_words(score)} |" for talker, score in scores[name].items()]
-    question = f"Where the model looks in the recording of {plain(name)} to recognise {title(best).lower()}:"
+        heading = f"{plain(name)} could be {best}, but {plain(who)} is likelier"
+    rows = [f"| {title(pair['talker'])} | {pair['score']:.2f} | {in_words(pair['llr'])} |" for pair in own]
+    question = f"Where the model looks in the recording of {plain(name)} to recognise {best}:"
     return "\n".join([f"### {heading}", "| | score | what it means |", "| --- | --- | --- |", *rows, "", question])
 
 
@@ -224,7 +213,7 @@ def show_talkers(visit: Visit | None) -> None:
     gr.Plot(draw_talkers(visit), show_label=False)
     names = recognised(compare(visit))
     for colour, (talker, voice) in zip(COLOURS, visit.talkers.items()):
-        label = f"{title(talker)}, {names[talker]}" if talker in names else title(talker)
+        label = ", ".join([title(talker).capitalize(), *([names[talker]] if talker in names else [])])
         waveform = gr.WaveformOptions(waveform_color=colour)
         gr.Audio((SAMPLING_RATE, voice), label=label, buttons=["download"], waveform_options=waveform)
 
@@ -235,10 +224,11 @@ def show_voices(visit: Visit | None) -> None:
     elif not visit.talkers:
         gr.Markdown(f"Enrolled: {', '.join(map(plain, visit.voices))}. Now find the talkers of a recording.")
     else:
-        scores = compare(visit)
-        for name in scores:
-            gr.Markdown(verdict(name, scores))
-            gr.Plot(draw_attention(visit, name, closest(scores[name])), show_label=False)
+        pairs = compare(visit)
+        for name in visit.voices:
+            gr.Markdown(verdict(name, pairs))
+            best = next(pair["talker"] for pair in pairs if pair["speaker"] == name)
+            gr.Plot(draw_attention(visit, name, best), show_label=False)
         gr.Markdown(MEANING)
 
 
@@ -254,7 +244,7 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=300):
                 recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS // 60} minutes", **audio)
-                labels = ["A conversation of three", "Anna and Ben at once"]
+                labels = ["A conversation of four", "Anna and Ben at once"]
                 gr.Examples([conversation, meeting], recording, label="Or choose one", example_labels=labels)
                 choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]
                 num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")

@@ -153,7 +153,7 @@ class Visitor:
         with self.page.expect_response(re.compile("/upload")) as response:
             self.page.locator("input[type=file]").nth(place).set_input_files(path)
         assert response.value.ok
-        self.page.get_by_label("Clear").nth(place).wait_for()
+        self.page.get_by_label("Clear").last.wait_for()
 
     def press(self, button: str) -> None:
         self.page.get_by_role("button", name=button, exact=True).click()

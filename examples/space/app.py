@@ -21,25 +21,27 @@ import numpy as np
 import soundfile
 import torch
 from matplotlib.figure import Figure
-from stand_in import COLOURS, Diarization, diarize, plot_diarization
 from transformers import Pipeline, pipeline
 
 from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE, SILENCE_POWER, power, read_blocks
+from csc_hf.diarization import Diarization, Turn
 from csc_hf.evaluation.calibration import Calibration
+from csc_hf.plots import COLOURS, plot_attention, plot_diarization
 
 HERE = Path(__file__).resolve().parent
 MODEL = os.environ.get("CSC_HF_MODEL") or HERE.parents[1] / "model_cards" / "csc-small"
 
 MAX_MEGABYTES = 50  # of an upload
 MAX_SECONDS = 120  # of a recording
-MAX_TALKERS = 6
+MAX_TALKERS = len(COLOURS)
 MAX_VOICES = 4  # that a visitor enrols
 MAX_WAITING = 20  # visitors in the queue
 KEEP_SECONDS = 3600  # what visitors upload and enrol, and what the page makes of it
 SWEEP_SECONDS = 60
 
 model = CSCForPreTraining.from_pretrained(MODEL).eval()
+diarize = pipeline("speaker-diarization", model=model)
 calibration = Calibration.load(model, enrolment="attention")
 if calibration is None:
     raise SystemExit(f"{MODEL} has no calibration for enrolment by attention: evaluate_verification.py stores one")
@@ -48,8 +50,8 @@ if calibration is None:
 @dataclass
 class Visit:
     """
-    What one visitor has brought: a recording, float32 (samples,), with its talkers and the voice of each, int16
-    (samples,); and enrolled voices, float32 (samples,) by name. The pipeline is theirs alone, and shares the model.
+    What one visitor has brought: a recording, float32 (samples,), with the voice of each of its talkers, int16
+    (samples,); and enrolled voices, float32 (samples,). The pipeline is theirs alone, and shares the model.
     """
 
     verify: Pipeline
@@ -65,16 +67,13 @@ def new_visit() -> Visit:
 
 def find_talkers(path: str | None, num_talkers: int, visit: Visit | None) -> Visit:
     recording = read(path, "recording")
+    number = {"num_speakers": num_talkers} if num_talkers else {"max_speakers": MAX_TALKERS}
     with tempfile.TemporaryDirectory() as folder:
-        found = diarize(
-            model,
-            recording,
-            voices=folder,
-            num_speakers=num_talkers or None,
-            max_speakers=None if num_talkers else MAX_TALKERS,
-        )
-        talkers = {name: soundfile.read(f"{folder}/{name}.wav", dtype="int16")[0] for name in found.embeddings}
-    return replace(visit or new_visit(), recording=recording, diarization=found, talkers=talkers)
+        found = diarize(recording, voices=folder, **number)
+        talkers = {name: soundfile.read(f"{folder}/{name}.wav", dtype="int16")[0] for name in found["embeddings"]}
+    turns = [Turn(**turn) for turn in found["turns"]]
+    diarization = Diarization(turns, found["embeddings"], len(recording) / SAMPLING_RATE)
+    return replace(visit or new_visit(), recording=recording, diarization=diarization, talkers=talkers)
 
 
 def enrol(name: str, path: str | None, visit: Visit | None) -> Visit:
@@ -118,11 +117,8 @@ def refusal(message: str) -> gr.Error:
 
 def compare(visit: Visit) -> list[dict]:
     """What the pipeline says of each enrolled voice and each talker, best first."""
-    pairs = [
-        result | {"talker": talker}
-        for talker, embedding in visit.diarization.embeddings.items()
-        for result in (visit.verify.compare(embedding) if visit.voices else [])
-    ]
+    embeddings = visit.diarization.embeddings.items() if visit.voices else ()
+    pairs = [pair | {"talker": talker} for talker, embedding in embeddings for pair in visit.verify.compare(embedding)]
     return sorted(pairs, key=lambda pair: -pair["score"])
 
 
@@ -146,18 +142,15 @@ nothing about anybody by this page.
 """
 
 
-def title(talker: str) -> str:
-    return talker.replace("speaker_", "talker ")
-
-
 def plain(name: str) -> str:
-    """A name that visitors have typed, so that Markdown shows it as it is."""
+    """A name that a visitor has typed, so that Markdown shows it as it is."""
     return re.sub(r"([^\w\s])", r"\\\1", name)
 
 
-def recognised(pairs: list[dict]) -> dict[str, str]:
-    """The name of each talker who is an enrolled voice. Where two voices pass, it is the better one."""
-    return {pair["talker"]: pair["speaker"] for pair in reversed(pairs) if pair["decision"]}
+def titles(visit: Visit, pairs: list[dict]) -> dict[str, str]:
+    """What to call the talkers: by their number, and by the enrolled voice that they are most like."""
+    names = {pair["talker"]: f", {pair['speaker']}" for pair in reversed(pairs) if pair["decision"]}
+    return {talker: talker.replace("speaker_", "Talker ") + names.get(talker, "") for talker in visit.talkers}
 
 
 def in_words(llr: float) -> str:
@@ -166,23 +159,27 @@ def in_words(llr: float) -> str:
     return f"{times} times likelier {'one person than two' if llr > 0 else 'two people than one'}"
 
 
-def verdict(name: str, pairs: list[dict]) -> str:
+def verdict(name: str, visit: Visit, pairs: list[dict]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
     own = [pair for pair in pairs if pair["speaker"] == name]
-    best, who = title(own[0]["talker"]), recognised(pairs).get(own[0]["talker"])
-    heading = f"{plain(name)} is {best}"
-    if not own[0]["decision"]:
-        heading = f"{plain(name)} is none of the talkers"
-    elif who != name:
-        heading = f"{plain(name)} could be {best}, but {plain(who)} is likelier"
-    rows = [f"| {title(pair['talker'])} | {pair['score']:.2f} | {in_words(pair['llr'])} |" for pair in own]
-    question = f"Where the model looks in the recording of {plain(name)} to recognise {best}:"
+    talker, _, who = titles(visit, pairs)[own[0]["talker"]].partition(", ")
+    heading = f"{plain(name)} is none of the talkers"
+    if own[0]["decision"]:
+        other = f" could be {talker.lower()}, but {plain(who)} is likelier"
+        heading = plain(name) + (f" is {talker.lower()}" if who == name else other)
+    rows = [f"| {titles(visit, [])[one['talker']]} | {one['score']:.2f} | {in_words(one['llr'])} |" for one in own]
+    question = f"Where the model looks in the recording of {plain(name)} to recognise {talker.lower()}:"
     return "\n".join([f"### {heading}", "| | score | what it means |", "| --- | --- | --- |", *rows, "", question])
 
 
-def draw_talkers(visit: Visit) -> Figure:
+def draw_talkers(visit: Visit, pairs: list[dict]) -> Figure:
+    names = {talker: title.replace("$", r"\$") for talker, title in titles(visit, pairs).items()}
+    turns = [replace(turn, speaker=names[turn.speaker]) for turn in visit.diarization.turns]
+    embeddings = {names[talker]: embedding for talker, embedding in visit.diarization.embeddings.items()}
     figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=120)
-    plot_diarization(visit.diarization, visit.recording, figure.subplots())
+    plot_diarization(
+        replace(visit.diarization, turns=turns, embeddings=embeddings), visit.recording, figure.subplots()
+    )
     return figure
 
 
@@ -190,18 +187,12 @@ def draw_talkers(visit: Visit) -> Figure:
 def draw_attention(visit: Visit, name: str, talker: str) -> Figure:
     """The first seconds of an enrolled voice, and where the cross-attention looks when it is asked for a talker."""
     voice = visit.voices[name][: 10 * SAMPLING_RATE]
-    hidden = model.base_model(torch.from_numpy(voice)[None]).source_hidden_states  # (1, slots, segments, hidden size)
-    query = torch.from_numpy(visit.diarization.embeddings[talker])
-    weights = model.aggregator.scores(query, hidden[0].flatten(0, 1)).softmax(-1)  # (heads, slots · segments)
-    weights = weights.mean(0).view(hidden.shape[1:3]).sum(0)
+    memory = model.base_model(torch.from_numpy(voice)[None]).source_hidden_states[0]  # (slots, segments, hidden size)
+    scores = model.aggregator.scores(torch.from_numpy(visit.diarization.embeddings[talker]), memory.flatten(0, 1))
+    weights = scores.softmax(-1).mean(0).view(memory.shape[:2]).sum(0)  # over all heads and slots: (segments,)
     seconds = np.asarray(model.config.segment_centres(len(voice))) / SAMPLING_RATE
-    figure = Figure(figsize=(10, 3), layout="constrained", dpi=120)
-    above, below = figure.subplots(2, sharex=True)
-    above.specgram(voice, NFFT=512, Fs=SAMPLING_RATE, noverlap=256, cmap="Greys", vmin=-120)
-    above.set(ylim=(0, 4000), ylabel="frequency (Hz)", xlim=(0, len(voice) / SAMPLING_RATE))
-    below.fill_between(seconds, weights * len(weights), color=COLOURS[list(visit.talkers).index(talker)], step="mid")
-    below.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    below.set(ylim=(0, None), ylabel="attention\n(even: 1)", xlabel="time (s)")
+    figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
+    plot_attention(weights.numpy(), seconds, voice, figure.subplots(), COLOURS[list(visit.talkers).index(talker)])
     return figure
 
 
@@ -209,13 +200,12 @@ def show_talkers(visit: Visit | None) -> None:
     if visit is None or visit.recording is None:
         gr.Markdown("*The talkers will be here, each in a colour.*")
         return
+    pairs = compare(visit)
     gr.Markdown(f"### {len(visit.talkers) or 'No'} talker{'s' * (len(visit.talkers) != 1)}")
-    gr.Plot(draw_talkers(visit), show_label=False)
-    names = recognised(compare(visit))
-    for colour, (talker, voice) in zip(COLOURS, visit.talkers.items()):
-        label = ", ".join([title(talker).capitalize(), *([names[talker]] if talker in names else [])])
-        waveform = gr.WaveformOptions(waveform_color=colour)
-        gr.Audio((SAMPLING_RATE, voice), label=label, buttons=["download"], waveform_options=waveform)
+    gr.Plot(draw_talkers(visit, pairs), show_label=False)
+    for colour, (talker, title) in zip(COLOURS, titles(visit, pairs).items()):
+        options = {"buttons": ["download"], "waveform_options": gr.WaveformOptions(waveform_color=colour)}
+        gr.Audio((SAMPLING_RATE, visit.talkers[talker]), label=title, **options)
 
 
 def show_voices(visit: Visit | None) -> None:
@@ -226,7 +216,7 @@ def show_voices(visit: Visit | None) -> None:
     else:
         pairs = compare(visit)
         for name in visit.voices:
-            gr.Markdown(verdict(name, pairs))
+            gr.Markdown(verdict(name, visit, pairs))
             best = next(pair["talker"] for pair in pairs if pair["speaker"] == name)
             gr.Plot(draw_attention(visit, name, best), show_label=False)
         gr.Markdown(MEANING)
@@ -234,9 +224,7 @@ def show_voices(visit: Visit | None) -> None:
 
 def build() -> gr.Blocks:
     audio = {"sources": ["upload", "microphone"], "type": "filepath", "buttons": []}
-    conversation, meeting, anna, ben = (
-        f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben")
-    )
+    example = {name: f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben")}
     with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         visit = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.Markdown(INTRODUCTION)
@@ -244,8 +232,11 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=300):
                 recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS // 60} minutes", **audio)
-                labels = ["A conversation of four", "Anna and Ben at once"]
-                gr.Examples([conversation, meeting], recording, label="Or choose one", example_labels=labels)
+                files, labels = (
+                    [example["conversation"], example["meeting"]],
+                    ["A conversation of four", "Anna and Ben at once"],
+                )
+                gr.Examples(files, recording, label="Or choose one", example_labels=labels)
                 choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]
                 num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")
                 find = gr.Button("Find the talkers", variant="primary")
@@ -256,8 +247,8 @@ def build() -> gr.Blocks:
             with gr.Column(min_width=300):
                 name = gr.Textbox(label="Name", max_length=30)
                 voice = gr.Audio(label="This person alone, a few seconds", **audio)
-                voices = [["Anna", anna], ["Ben", ben]]
-                gr.Examples(voices, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
+                files = [["Anna", example["anna"]], ["Ben", example["ben"]]]
+                gr.Examples(files, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
                 gr.Markdown(CONSENT)
                 with gr.Row():
                     enrolling = gr.Button("Enrol the voice", variant="primary")

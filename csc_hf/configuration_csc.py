@@ -96,6 +96,8 @@ class CSCConfig(PreTrainedConfig):
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
         calibration (`dict`, *optional*): Calibrations of verification scores, as
             `csc_hf.evaluation.calibration.Calibration.store` writes them [O].
+        diarization (`dict`, *optional*): Settings of diarization, as
+            `csc_hf.diarization.DiarizationSettings.store` writes them [O].
 
     Raises:
         StrictDataclassError: If a value has the wrong type or no model can be built from it. The message names the
@@ -156,6 +158,7 @@ class CSCConfig(PreTrainedConfig):
     xvector_margin: float | int = 0.2
     xvector_scale: float | int = 30.0
     calibration: dict | None = None
+    diarization: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.auto_map = dict(AUTO_MAP)

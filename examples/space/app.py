@@ -70,7 +70,8 @@ def find_talkers(path: str | None, num_talkers: int, visit: Visit | None) -> Vis
     number = {"num_speakers": num_talkers} if num_talkers else {"max_speakers": MAX_TALKERS}
     with tempfile.TemporaryDirectory() as folder:
         found = diarize(recording, voices=folder, **number)
-        talkers = {name: soundfile.read(f"{folder}/{name}.wav", dtype="int16")[0] for name in found["embeddings"]}
+        voices = {name: soundfile.read(f"{folder}/{name}.wav")[0] for name in found["embeddings"]}
+    talkers = {name: np.int16(32767 * voice.clip(-1, 1)) for name, voice in voices.items()}
     turns = [Turn(**turn) for turn in found["turns"]]
     diarization = Diarization(turns, found["embeddings"], len(recording) / SAMPLING_RATE)
     return replace(visit or new_visit(), recording=recording, diarization=diarization, talkers=talkers)

@@ -9,6 +9,7 @@ import torch
 
 from .audio import SAMPLING_RATE
 from .diarization import Diarization
+from .modeling_csc import CSCForPreTraining
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,27 +74,32 @@ def plot_diarization(
     return axes
 
 
+@torch.no_grad()
 def plot_attention(
-    weights: np.ndarray,
-    seconds: np.ndarray,
+    model: CSCForPreTraining,
+    embedding: np.ndarray,
     waveform: np.ndarray,
     axes: "Axes",
     colour: str = COLOURS[0],
-    sampling_rate: int = SAMPLING_RATE,
 ) -> None:
     """
-    Draw where an attention looks in a recording: its spectrogram, and over it the weights, as multiples of what they
-    would be if they were even.
+    Draw where the cross-attention of a model looks in an enrolment: its spectrogram, and over it the mean weight of
+    all heads, summed over the slots, as a multiple of what it would be if it were even.
 
     Args:
-        weights: float (segments,), which sum to 1.
-        seconds: float (segments,), the centre of each segment.
-        waveform: float (samples,).
+        model: In evaluation mode.
+        embedding: float (embedding,), whom to look for: the speaker of another recording.
+        waveform: float (samples,), the enrolment, at the sampling rate of the model. It goes through the model as a
+            whole, so it is a few seconds long.
         axes: What to draw into.
         colour: Of the weights.
-        sampling_rate: Of the waveform.
     """
-    _draw_spectrogram(axes, waveform, sampling_rate)
+    config = model.config
+    memory = model.base_model(torch.from_numpy(waveform)[None]).source_hidden_states[0]  # (slots, segments, size)
+    scores = model.aggregator.scores(torch.from_numpy(embedding), memory.flatten(0, 1))  # (heads, slots · segments)
+    weights = scores.softmax(dim=-1).mean(dim=0).view(memory.shape[:2]).sum(dim=0).numpy()
+    seconds = np.asarray(config.segment_centres(len(waveform))) / config.sampling_rate
+    _draw_spectrogram(axes, waveform, config.sampling_rate)
     over = axes.twinx()
     over.fill_between(seconds, weights * len(weights), step="mid", color=colour, alpha=0.6, linewidth=0)
     over.axhline(1, color=colour, linestyle="--", linewidth=1)

@@ -19,7 +19,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import soundfile
-import torch
 from matplotlib.figure import Figure
 from transformers import Pipeline, pipeline
 
@@ -50,35 +49,39 @@ if calibration is None:
 @dataclass
 class Visit:
     """
-    What one visitor has brought: a recording, float32 (samples,), with the voice of each of its talkers, int16
+    What one visitor has brought: a recording, float32 (samples,), and the voice of each of its talkers, int16
     (samples,); and enrolled voices, float32 (samples,). The pipeline is theirs alone, and shares the model.
     """
 
-    verify: Pipeline
+    verify: Pipeline = field(
+        default_factory=lambda: pipeline("speaker-verification", model=model, enrolment="attention")
+    )
     recording: np.ndarray | None = None
     diarization: Diarization | None = None
     talkers: dict[str, np.ndarray] = field(default_factory=dict)
     voices: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def new_visit() -> Visit:
-    return Visit(pipeline("speaker-verification", model=model, enrolment="attention"))
-
-
 def find_talkers(path: str | None, num_talkers: int, visit: Visit | None) -> Visit:
     recording = read(path, "recording")
     number = {"num_speakers": num_talkers} if num_talkers else {"max_speakers": MAX_TALKERS}
+    talkers, embeddings = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         found = diarize(recording, voices=folder, **number)
-        voices = {name: soundfile.read(f"{folder}/{name}.wav")[0] for name in found["embeddings"]}
-    talkers = {name: np.int16(32767 * voice.clip(-1, 1)) for name, voice in voices.items()}
-    turns = [Turn(**turn) for turn in found["turns"]]
-    diarization = Diarization(turns, found["embeddings"], len(recording) / SAMPLING_RATE)
-    return replace(visit or new_visit(), recording=recording, diarization=diarization, talkers=talkers)
+        for name, embedding in found["embeddings"].items():
+            embeddings[title(name)] = embedding
+            talkers[title(name)] = np.int16(32767 * soundfile.read(f"{folder}/{name}.wav")[0].clip(-1, 1))
+    turns = [Turn(**turn | {"speaker": title(turn["speaker"])}) for turn in found["turns"]]
+    diarization = Diarization(turns, embeddings, len(recording) / SAMPLING_RATE)
+    return replace(visit or Visit(), recording=recording, diarization=diarization, talkers=talkers)
+
+
+def title(speaker: str) -> str:
+    return speaker.replace("speaker_", "Talker ")
 
 
 def enrol(name: str, path: str | None, visit: Visit | None) -> Visit:
-    visit, name = visit or new_visit(), " ".join(name.split())
+    visit, name = visit or Visit(), " ".join(name.split())
     if not name:
         raise refusal("Whose voice is it? Type a name.")
     if len(visit.voices) == MAX_VOICES and name not in visit.voices:
@@ -89,27 +92,26 @@ def enrol(name: str, path: str | None, visit: Visit | None) -> Visit:
 
 
 def forget(visit: Visit | None) -> Visit | None:
-    return visit and replace(visit, verify=new_visit().verify, voices={})
+    return visit and replace(visit, verify=Visit().verify, voices={})
 
 
 def read(path: str | None, what: str) -> np.ndarray:
     """Decode an upload, no further than it is allowed to go on."""
     if path is None:
         raise refusal(f"There is no {what} yet: upload one, record one, or choose an example.")
-    name, blocks, samples = Path(path).name, [], 0
+    name, waveform = Path(path).name, np.zeros(0, np.float32)
     try:
         for block in read_blocks(path):
-            blocks.append(block)
-            samples += len(block)
-            if samples > MAX_SECONDS * SAMPLING_RATE:
+            waveform = np.append(waveform, block)
+            if len(waveform) > MAX_SECONDS * SAMPLING_RATE:
                 break
     except (ValueError, OSError) as error:
         raise refusal(f"{name} holds no audio that can be read: try a WAV, FLAC or MP3 file.") from error
-    if samples > MAX_SECONDS * SAMPLING_RATE:
+    if len(waveform) > MAX_SECONDS * SAMPLING_RATE:
         raise refusal(f"{name} is longer than {MAX_SECONDS} seconds: bring a part of it.")
-    if not samples or power(np.concatenate(blocks)) < SILENCE_POWER:
+    if not len(waveform) or power(waveform) < SILENCE_POWER:
         raise refusal(f"{name} is silent. Is the microphone on?")
-    return np.concatenate(blocks)
+    return waveform
 
 
 def refusal(message: str) -> gr.Error:
@@ -123,6 +125,11 @@ def compare(visit: Visit) -> list[dict]:
     return sorted(pairs, key=lambda pair: -pair["score"])
 
 
+def recognise(pairs: list[dict]) -> dict[str, str]:
+    """The name of each talker whose voice is enrolled. Where several voices pass, it is the best one."""
+    return {pair["talker"]: pair["speaker"] for pair in reversed(pairs) if pair["decision"]}
+
+
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 INTRODUCTION = f"""
@@ -132,6 +139,8 @@ Bring a recording in which people talk, one after the other or at once. This pag
 of them alone, and says which of them is a voice that you know. The model has {model.num_parameters() / 1e6:.1f}
 million parameters and runs on the processor of this server. Recordings go nowhere else and are deleted after
 {KEEP_SECONDS // 60} minutes.
+
+## 1. Who speaks when?
 """
 CONSENT = "A voice identifies a person: have their consent. It is forgotten after your visit."
 TRIALS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
@@ -148,65 +157,39 @@ def plain(name: str) -> str:
     return re.sub(r"([^\w\s])", r"\\\1", name)
 
 
-def titles(visit: Visit, pairs: list[dict]) -> dict[str, str]:
-    """What to call the talkers: by their number, and by the enrolled voice that they are most like."""
-    names = {pair["talker"]: f", {pair['speaker']}" for pair in reversed(pairs) if pair["decision"]}
-    return {talker: talker.replace("speaker_", "Talker ") + names.get(talker, "") for talker in visit.talkers}
-
-
 def in_words(llr: float) -> str:
     ratio = math.exp(min(abs(llr), math.log(1000)))
     times = "over 1000" if ratio > 999 else f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
     return f"{times} times likelier {'one person than two' if llr > 0 else 'two people than one'}"
 
 
-def verdict(name: str, visit: Visit, pairs: list[dict]) -> str:
+def verdict(name: str, pairs: list[dict]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
     own = [pair for pair in pairs if pair["speaker"] == name]
-    talker, _, who = titles(visit, pairs)[own[0]["talker"]].partition(", ")
-    heading = f"{plain(name)} is none of the talkers"
-    if own[0]["decision"]:
-        other = f" could be {talker.lower()}, but {plain(who)} is likelier"
-        heading = plain(name) + (f" is {talker.lower()}" if who == name else other)
-    rows = [f"| {titles(visit, [])[one['talker']]} | {one['score']:.2f} | {in_words(one['llr'])} |" for one in own]
+    talker, who = own[0]["talker"], recognise(pairs).get(own[0]["talker"])
+    heading = f"{plain(name)} is {talker.lower()}"
+    if not own[0]["decision"]:
+        heading = f"{plain(name)} is none of the talkers"
+    elif who != name:
+        heading = f"{plain(name)} could be {talker.lower()}, but {plain(who)} is likelier"
+    rows = [f"| {pair['talker']} | {pair['score']:.2f} | {in_words(pair['llr'])} |" for pair in own]
     question = f"Where the model looks in the recording of {plain(name)} to recognise {talker.lower()}:"
     return "\n".join([f"### {heading}", "| | score | what it means |", "| --- | --- | --- |", *rows, "", question])
-
-
-def draw_talkers(visit: Visit, pairs: list[dict]) -> Figure:
-    names = {talker: title.replace("$", r"\$") for talker, title in titles(visit, pairs).items()}
-    turns = [replace(turn, speaker=names[turn.speaker]) for turn in visit.diarization.turns]
-    embeddings = {names[talker]: embedding for talker, embedding in visit.diarization.embeddings.items()}
-    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=120)
-    plot_diarization(
-        replace(visit.diarization, turns=turns, embeddings=embeddings), visit.recording, figure.subplots()
-    )
-    return figure
-
-
-@torch.inference_mode()
-def draw_attention(visit: Visit, name: str, talker: str) -> Figure:
-    """The first seconds of an enrolled voice, and where the cross-attention looks when it is asked for a talker."""
-    voice = visit.voices[name][: 10 * SAMPLING_RATE]
-    memory = model.base_model(torch.from_numpy(voice)[None]).source_hidden_states[0]  # (slots, segments, hidden size)
-    scores = model.aggregator.scores(torch.from_numpy(visit.diarization.embeddings[talker]), memory.flatten(0, 1))
-    weights = scores.softmax(-1).mean(0).view(memory.shape[:2]).sum(0)  # over all heads and slots: (segments,)
-    seconds = np.asarray(model.config.segment_centres(len(voice))) / SAMPLING_RATE
-    figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
-    plot_attention(weights.numpy(), seconds, voice, figure.subplots(), COLOURS[list(visit.talkers).index(talker)])
-    return figure
 
 
 def show_talkers(visit: Visit | None) -> None:
     if visit is None or visit.recording is None:
         gr.Markdown("*The talkers will be here, each in a colour.*")
         return
-    pairs = compare(visit)
     gr.Markdown(f"### {len(visit.talkers) or 'No'} talker{'s' * (len(visit.talkers) != 1)}")
-    gr.Plot(draw_talkers(visit, pairs), show_label=False)
-    for colour, (talker, title) in zip(COLOURS, titles(visit, pairs).items()):
-        options = {"buttons": ["download"], "waveform_options": gr.WaveformOptions(waveform_color=colour)}
-        gr.Audio((SAMPLING_RATE, visit.talkers[talker]), label=title, **options)
+    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=120)
+    plot_diarization(visit.diarization, visit.recording, figure.subplots())
+    gr.Plot(figure, show_label=False)
+    names = recognise(compare(visit))
+    for colour, (talker, voice) in zip(COLOURS, visit.talkers.items()):
+        label = f"{talker}, {names[talker]}" if talker in names else talker
+        waveform = gr.WaveformOptions(waveform_color=colour)
+        gr.Audio((SAMPLING_RATE, voice), label=label, buttons=["download"], waveform_options=waveform)
 
 
 def show_voices(visit: Visit | None) -> None:
@@ -217,26 +200,26 @@ def show_voices(visit: Visit | None) -> None:
     else:
         pairs = compare(visit)
         for name in visit.voices:
-            gr.Markdown(verdict(name, visit, pairs))
-            best = next(pair["talker"] for pair in pairs if pair["speaker"] == name)
-            gr.Plot(draw_attention(visit, name, best), show_label=False)
+            gr.Markdown(verdict(name, pairs))
+            talker = next(pair["talker"] for pair in pairs if pair["speaker"] == name)
+            colour = COLOURS[list(visit.talkers).index(talker)]
+            figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
+            start, axes = visit.voices[name][: 10 * SAMPLING_RATE], figure.subplots()
+            plot_attention(model, visit.diarization.embeddings[talker], start, axes, colour)
+            gr.Plot(figure, show_label=False)
         gr.Markdown(MEANING)
 
 
 def build() -> gr.Blocks:
     audio = {"sources": ["upload", "microphone"], "type": "filepath", "buttons": []}
-    example = {name: f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben")}
     with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         visit = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.Markdown(INTRODUCTION)
-        gr.Markdown("## 1. Who speaks when?")
         with gr.Row():
             with gr.Column(min_width=300):
                 recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS // 60} minutes", **audio)
-                files, labels = (
-                    [example["conversation"], example["meeting"]],
-                    ["A conversation of four", "Anna and Ben at once"],
-                )
+                files = [f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting")]
+                labels = ["A conversation of four", "Anna and Ben at once"]
                 gr.Examples(files, recording, label="Or choose one", example_labels=labels)
                 choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]
                 num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")
@@ -248,7 +231,7 @@ def build() -> gr.Blocks:
             with gr.Column(min_width=300):
                 name = gr.Textbox(label="Name", max_length=30)
                 voice = gr.Audio(label="This person alone, a few seconds", **audio)
-                files = [["Anna", example["anna"]], ["Ben", example["ben"]]]
+                files = [[name, f"{HERE}/audio/{name.lower()}.flac"] for name in ("Anna", "Ben")]
                 gr.Examples(files, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
                 gr.Markdown(CONSENT)
                 with gr.Row():

@@ -35,7 +35,6 @@ MAX_MEGABYTES = 50  # of an upload
 MAX_SECONDS = 120  # of a recording
 MAX_TALKERS = len(COLOURS)
 MAX_VOICES = 4  # that a visitor enrols
-MAX_WAITING = 20  # visitors in the queue
 KEEP_SECONDS = 3600  # what visitors upload and enrol, and what the page makes of it
 SWEEP_SECONDS = 60
 
@@ -91,10 +90,6 @@ def enrol(name: str, path: str | None, visit: Visit | None) -> Visit:
     return replace(visit, voices=visit.voices | {name: voice})
 
 
-def forget(visit: Visit | None) -> Visit | None:
-    return visit and replace(visit, verify=Visit().verify, voices={})
-
-
 def read(path: str | None, what: str) -> np.ndarray:
     """Decode an upload, no further than it is allowed to go on."""
     if path is None:
@@ -136,13 +131,11 @@ INTRODUCTION = f"""
 # Who speaks, when others speak too
 
 Bring a recording in which people talk, one after the other or at once. This page finds the talkers, lets you hear each
-of them alone, and says which of them is a voice that you know. The model has {model.num_parameters() / 1e6:.1f}
-million parameters and runs on the processor of this server. Recordings go nowhere else and are deleted after
+of them alone, and says which of them is a voice that you know. Recordings stay on this server and are deleted after
 {KEEP_SECONDS // 60} minutes.
 
 ## 1. Who speaks when?
 """
-CONSENT = "A voice identifies a person: have their consent. It is forgotten after your visit."
 TRIALS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
 MEANING = f"""
 A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. This threshold
@@ -225,7 +218,7 @@ def build() -> gr.Blocks:
                 num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")
                 find = gr.Button("Find the talkers", variant="primary")
             with gr.Column(scale=2, min_width=300):
-                gr.render(visit)(show_talkers)
+                gr.render(visit, concurrency_id="model")(show_talkers)
         gr.Markdown("## 2. Which of them is a voice that you know?")
         with gr.Row():
             with gr.Column(min_width=300):
@@ -233,21 +226,21 @@ def build() -> gr.Blocks:
                 voice = gr.Audio(label="This person alone, a few seconds", **audio)
                 files = [[name, f"{HERE}/audio/{name.lower()}.flac"] for name in ("Anna", "Ben")]
                 gr.Examples(files, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
-                gr.Markdown(CONSENT)
+                gr.Markdown("A voice identifies a person: have their consent. It is forgotten after your visit.")
                 with gr.Row():
                     enrolling = gr.Button("Enrol the voice", variant="primary")
                     forgetting = gr.Button("Forget all voices")
             with gr.Column(scale=2, min_width=300):
-                gr.render(visit)(show_voices)
-        find.click(find_talkers, [recording, num_talkers, visit], visit)
-        enrolling.click(enrol, [name, voice, visit], visit)
-        forgetting.click(forget, visit, visit)
+                gr.render(visit, concurrency_id="model")(show_voices)
+        find.click(find_talkers, [recording, num_talkers, visit], visit, concurrency_id="model")
+        enrolling.click(enrol, [name, voice, visit], visit, concurrency_id="model")
+        forgetting.click(lambda visit: visit and replace(visit, verify=Visit().verify, voices={}), visit, visit)
     return page
 
 
 def main() -> None:
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
-    page = build().queue(default_concurrency_limit=1, max_size=MAX_WAITING)
+    page = build().queue(default_concurrency_limit=1, max_size=20)
     page.launch(max_file_size=MAX_MEGABYTES * 2**20, ssr_mode=False, theme=theme, footer_links=[])
 
 

@@ -66,8 +66,11 @@ ORDER = (
     "data",
     "evaluation",
     "training",
+    "streaming",
+    "extraction",
+    "pipelines",
+    "cli",
 )
-ORDER += ("streaming", "extraction", "pipelines", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
 HUB_FILES = ("configuration_csc", "feature_extraction_csc", "modeling_csc")
 

@@ -32,7 +32,12 @@ SHIPPED_MODEL = "csc-small"
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
-    print("csc-hf:", " ".join(message.split()), file=sys.stderr, flush=True)
+    print("csc-hf:", printable(" ".join(message.split())), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Text without characters that move the cursor of a terminal or worse, which names of files can hold: \x1b."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def explain(error: Exception) -> str:
@@ -345,7 +350,7 @@ class Table:
             print("\t".join(columns))
 
     def add(self, *cells: Any) -> None:
-        texts = tuple("-" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells)
+        texts = tuple("-" if c is None else f"{c:.2f}" if isinstance(c, float) else printable(str(c)) for c in cells)
         if sys.stdout.isatty():
             self._rows.append(texts)
         else:

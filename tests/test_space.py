@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from csc_hf import CSCConfig, CSCForPreTraining
+
 pytestmark = pytest.mark.release
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,3 +353,13 @@ def test_files_are_removed(playwright, tmp_path):
             time.sleep(1)
     finally:
         server.stop()
+
+
+def test_a_model_without_calibration_is_refused(playwright, tmp_path):
+    CSCForPreTraining(CSCConfig.tiny(frame_activity=True)).save_pretrained(tmp_path)
+    environment = os.environ | {"CSC_HF_MODEL": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    page = subprocess.run(
+        [sys.executable, "app.py"], cwd=SPACE, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert page.returncode == 1
+    assert f"{tmp_path} has no calibration for enrolment by attention" in page.stderr

@@ -241,9 +241,8 @@ def build() -> gr.Blocks:
 
 def main() -> None:
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
-    page = build().queue(default_concurrency_limit=1, max_size=MAX_VISITORS)
-    options = {"theme": theme, "footer_links": [], "ssr_mode": False}
-    page.launch(max_file_size=MAX_SIZE, state_session_capacity=MAX_VISITORS, **options)
+    options = {"theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": MAX_SIZE}
+    build().queue(max_size=MAX_VISITORS).launch(state_session_capacity=MAX_VISITORS, **options)
 
 
 if __name__ == "__main__":

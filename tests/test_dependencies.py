@@ -31,6 +31,7 @@ AREAS = {
     "csc_hf/export.py": "export",
     "csc_hf": "audio",
     "metrics": "eval",
+    "examples/space": "space",
     "examples": "train",
     "model_cards": "train",
     "benchmarks": "bench",

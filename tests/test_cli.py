@@ -35,8 +35,12 @@ from csc_hf import (
     __version__,
     cli,
 )
+from csc_hf.cli import models
 from csc_hf.cli import recordings as inputs
 from csc_hf.cli import store as stores
+from csc_hf.cli.options import Kind
+from csc_hf.cli.output import Table, check_stdout
+from csc_hf.cli.progress import Progress, for_each
 from csc_hf.long_audio import embed as embed_audio
 from csc_hf.long_audio import separate as separate_audio
 
@@ -249,7 +253,7 @@ def test_no_traceback_whatever_happens(error, status, printed, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli, "find", fail)
+    monkeypatch.setattr(inputs, "find", fail)
     assert run("embed", "a.wav", status=status).stderr == printed
 
 
@@ -258,21 +262,21 @@ def test_no_traceback_whatever_happens(error, status, printed, monkeypatch):
 
 def test_default_model(model, tmp_path, monkeypatch):
     monkeypatch.delenv("CSC_HF_MODEL", raising=False)
-    assert cli.default_model() == str(ROOT / "model_cards" / "csc-small")
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "a" / "b" / "c" / "__init__.py"))  # installed, not in a clone
+    assert models.default_model() == str(ROOT / "model_cards" / "csc-small")
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "a" / "b" / "c" / "models.py"))  # installed, not in a clone
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no model: csc-small is neither in a clone .* set CSC_HF_MODEL"):
-        cli.default_model()
+        models.default_model()
     (tmp_path / "hub" / "models--someone--csc-small").mkdir(parents=True)
-    assert cli.default_model() == "someone/csc-small"
+    assert models.default_model() == "someone/csc-small"
     (tmp_path / "hub" / "models--other--csc-small").mkdir()
     with pytest.raises(ValueError, match="the cache holds other/csc-small, someone/csc-small: choose one"):
-        cli.default_model()
+        models.default_model()
     monkeypatch.chdir(ROOT)
-    assert cli.default_model() == str(ROOT / "model_cards" / "csc-small")
+    assert models.default_model() == str(ROOT / "model_cards" / "csc-small")
     monkeypatch.setenv("CSC_HF_MODEL", model)
-    assert cli.default_model() == model
+    assert models.default_model() == model
 
 
 # --- recordings ------------------------------------------------------------------------------------------------------
@@ -376,7 +380,7 @@ def test_verify_without_calibration(model, audio):
 def test_kinds_of_enrolment():
     from csc_hf.evaluation.calibration import ENROLMENTS
 
-    assert tuple(cli.Kind) == ENROLMENTS
+    assert tuple(Kind) == ENROLMENTS
 
 
 # --- enrol and identify ----------------------------------------------------------------------------------------------
@@ -573,7 +577,7 @@ def test_progress_is_for_terminals(model, audio, monkeypatch):
     for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(sys, "stdout", io.StringIO())
-        status = cli.for_each(cli.Progress("embedding", encoder, found), work)
+        status = for_each(Progress("embedding", encoder, found), work)
         assert status == 2 and "cannot decode 'broken'" in stream.getvalue()
         assert ("embedding" in stream.getvalue() and "100%" in stream.getvalue()) == is_shown
         assert sys.stdout.getvalue() == "done a\ndone b\n"
@@ -583,13 +587,13 @@ def test_progress_is_for_terminals(model, audio, monkeypatch):
 def test_no_binary_data_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     with pytest.raises(ValueError, match="would write binary data to the terminal"):
-        cli.check_stdout("-")
-    cli.check_stdout("file")
+        check_stdout("-")
+    check_stdout("file")
 
 
 def test_a_table_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
-    with cli.Table("file", "score") as table:
+    with Table("file", "score") as table:
         table.add("[red]a.wav", 0.123)
         table.add("b.wav", None)
     lines = [re.sub(r"\x1b\[\d+m", "", line).split() for line in sys.stdout.getvalue().splitlines()]

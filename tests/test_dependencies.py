@@ -27,6 +27,7 @@ AREAS = {
     "examples": "train",
     "model_cards": "train",
     "benchmarks": "bench",
+    "docs": "docs",
     "tests": "dev",
 }
 
@@ -45,7 +46,8 @@ USED_BY_OTHERS = {
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
 }
-TOOLS = {"build", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS = {"build", "ipykernel", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS |= {"mkdocs-material", "mkdocstrings[python]"}
 
 ORDER = (
     "version",

@@ -2,8 +2,8 @@
 """What mkdocs does beyond its settings, when it builds the documentation.
 
 Pages link to files of the repository, as is right on a forge. The site has each of these files as a page under
-`repository/`, so that it is complete by itself. Docstrings are in the style of Transformers: "[`CSCModel`]" becomes a link,
-and types lose their marks.
+`repository/`, so that it is complete by itself. Docstrings are in the style of Transformers: "[`CSCModel`]" becomes a
+link, and types lose their marks.
 """
 
 import posixpath

@@ -4,19 +4,24 @@ Separate and embed audio of any length in constant memory.
 
 Overlapping chunks go through the model one by one. Their slots are brought into one order by the speaker embeddings,
 and the chunks are cross-faded.
+
+What is done with a recording is a `Job`, a generator that yields chunks and receives what the model says of them. So
+`run` can put chunks of several recordings into one batch.
 """
 
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from .audio import read_blocks
+from .configuration_csc import CSCConfig
 from .modeling_csc import CSCPreTrainedModel
 
 CHUNK_SECONDS = 10.0
@@ -29,6 +34,13 @@ targets of training for different speakers (0) and for one speaker (1)."""
 GAIN_RIDGE = 1e-3
 """Weight of the energy of a source, relative to that of the distance, in `scale_to_mixture`. It makes levels 0.1 %
 too low."""
+
+
+Result = TypeVar("Result")
+
+Job = Generator[np.ndarray, Any, Result]
+"""Work on one recording: yields waveforms (samples,), receives the output of the model for each, as a batch of one,
+and returns a result."""
 
 
 @dataclass
@@ -52,7 +64,6 @@ class SeparatedAudio:
     segments: torch.Tensor | None = None
 
 
-@torch.no_grad()
 def separate(
     model: CSCPreTrainedModel,
     waveform: np.ndarray | torch.Tensor | str | os.PathLike,
@@ -83,25 +94,35 @@ def separate(
             empty, holds NaN or infinite samples, or cannot be decoded; the overlap does not fit the chunk; the number
             of files is not that of slots; the model returns NaN or infinite values.
     """
-    num_sources = model.config.num_sources
+    return run(model, [separation(model, waveform, chunk_seconds, overlap_seconds, output_files)])[0]
+
+
+def separation(
+    model: CSCPreTrainedModel,
+    waveform: np.ndarray | torch.Tensor | str | os.PathLike,
+    chunk_seconds: float = CHUNK_SECONDS,
+    overlap_seconds: float = OVERLAP_SECONDS,
+    output_files: Sequence[str | os.PathLike] | None = None,
+) -> Job[SeparatedAudio]:
+    """`separate` as a job for `run`, with the same model."""
+    config, num_sources = model.config, model.config.num_sources
     if output_files is not None and len(output_files) != num_sources:
         raise ValueError(
             f"{len(output_files)} output_files for the {num_sources} slots of the model: give one for each"
         )
     with ExitStack() as files:
-        recording = _open(waveform, model.config.sampling_rate)
+        recording = open_recording(waveform, config.sampling_rate)
         if output_files is None:
             sources = np.empty((num_sources, recording.num_samples), np.float32)
             write = _array_writer(sources)
         else:
             sources = None
-            write = _file_writer(output_files, model.config.sampling_rate, files)
+            write = _file_writer(output_files, config.sampling_rate, files)
         speakers = Speakers(num_sources)
         tail, position = np.zeros((num_sources, 0), np.float32), 0  # what is separated beyond `position`
-        for start, samples in chunks(recording, model.config.sampling_rate, chunk_seconds, overlap_seconds):
-            output = _run(model, samples)
-            if output.sources is None:
-                raise ValueError(f"{type(model).__name__} does not separate: use CSCForSpeechSeparation")
+        for start, samples in chunks(recording, config.sampling_rate, chunk_seconds, overlap_seconds):
+            output = yield samples
+            check_separates(model, output)
             chunk = scale_to_mixture(_to_numpy(output.sources[0]), _to_numpy(output.source_activity[0]), samples)
             write(tail[:, : start - position])
             tail = tail[:, start - position :]
@@ -111,7 +132,6 @@ def separate(
     return SeparatedAudio(sources, speakers.embeddings, speakers.activity)
 
 
-@torch.no_grad()
 def embed(
     model: CSCPreTrainedModel,
     waveform: np.ndarray | torch.Tensor | str | os.PathLike,
@@ -129,11 +149,23 @@ def embed(
         with_segments: Whether to return the `segments` of the recording as well. They take memory that grows with its
             length.
     """
-    speakers = Speakers(model.config.num_sources)
+    return run(model, [embedding(model, waveform, chunk_seconds, overlap_seconds, with_segments)])[0]
+
+
+def embedding(
+    model: CSCPreTrainedModel,
+    waveform: np.ndarray | torch.Tensor | str | os.PathLike,
+    chunk_seconds: float = CHUNK_SECONDS,
+    overlap_seconds: float = OVERLAP_SECONDS,
+    with_segments: bool = False,
+) -> Job[SeparatedAudio]:
+    """`embed` as a job for `run`, with the same model."""
+    config = model.config
+    speakers = Speakers(config.num_sources)
     segments: list[torch.Tensor] = []
-    recording = _open(waveform, model.config.sampling_rate)
-    for _, samples in chunks(recording, model.config.sampling_rate, chunk_seconds, overlap_seconds):
-        output = _run(model, samples)
+    recording = open_recording(waveform, config.sampling_rate)
+    for _, samples in chunks(recording, config.sampling_rate, chunk_seconds, overlap_seconds):
+        output = yield samples
         speakers.follow(output)
         if with_segments:
             segments.append(output.source_hidden_states.flatten(0, 2))
@@ -151,7 +183,8 @@ class Recording:
     read: Callable[[int, int], np.ndarray]
 
 
-def _open(waveform, sampling_rate: int) -> Recording:
+def open_recording(waveform, sampling_rate: int) -> Recording:
+    """A waveform (samples,), or an audio file, that `chunks` can read. See `separate` for errors."""
     if isinstance(waveform, str | os.PathLike):
         # The length is counted, since headers are wrong about it in some files.
         num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
@@ -218,21 +251,107 @@ def chunks(
         yield start, samples
 
 
-def _run(model: CSCPreTrainedModel, samples: np.ndarray):
-    if model.training:
-        raise ValueError(f"{type(model).__name__} is in training mode, in which its output is random: call .eval()")
-    output = model(input_values=torch.from_numpy(samples)[None].to(model.device))
-    for values in (output.source_embeddings, output.sources):
-        if values is not None and not values.isfinite().all():
-            raise ValueError(
-                f"{type(model).__name__} returns NaN or infinite values for a recording whose largest sample is "
-                f"{np.abs(samples).max():.3g}: scale the recording to ±1, or check the weights of the model"
-            )
-    return output
-
-
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run(model: CSCPreTrainedModel, jobs: Sequence[Job[Result]], batch_size: int = 1) -> list[Result]:
+    """
+    Do jobs with a model in evaluation mode, `batch_size` of them at a time.
+
+    Whatever the batch size is, results are the same, up to rounding. Chunks of a batch are padded to the longest, so
+    jobs of like length should stand beside each other.
+
+    Args:
+        model: A CSC model that gives what the jobs need.
+        jobs: In the order in which they are begun.
+        batch_size: The most chunks in a batch, each of another job.
+
+    Returns:
+        Their results, in the same order.
+
+    Raises:
+        ValueError: The model is in training mode, or returns NaN or infinite values; or what a job raises.
+    """
+    if model.training:
+        raise ValueError(f"{type(model).__name__} is in training mode, in which its output is random: call .eval()")
+    results: dict[int, Result] = {}
+    waiting = iter(range(len(jobs)))
+    chunks: dict[int, np.ndarray] = {}  # what the jobs that have begun wait for
+
+    def go_on(number: int, output: Any) -> None:
+        """Send a job what it waits for. When it has finished, begin the next that needs the model."""
+        try:
+            chunks[number] = jobs[number].send(output)
+        except StopIteration as finished:
+            results[number] = finished.value
+            chunks.pop(number, None)
+            begin()
+
+    def begin() -> None:
+        if (number := next(waiting, None)) is not None:
+            go_on(number, None)
+
+    try:
+        for _ in range(batch_size):
+            begin()
+        while chunks:
+            numbers = list(chunks)
+            outputs = _outputs(model, [chunks[number] for number in numbers])
+            for number, output in zip(numbers, outputs, strict=True):
+                go_on(number, output)
+    finally:
+        for job in jobs:
+            job.close()
+    return [results[number] for number in range(len(jobs))]
+
+
+def _outputs(model: CSCPreTrainedModel, chunks: list[np.ndarray]) -> list[Any]:
+    """What the model says of each of the chunks (samples,), which go through it together."""
+    lengths = [len(samples) for samples in chunks]
+    inputs = {"input_values": torch.zeros(len(chunks), max(lengths))}
+    for row, samples in zip(inputs["input_values"], chunks, strict=True):
+        row[: len(samples)] = torch.from_numpy(samples)
+    if min(lengths) < max(lengths):
+        inputs["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    output = model(**{name: values.to(model.device) for name, values in inputs.items()})
+    outputs = (
+        [output] if len(chunks) == 1 else [_one_of(output, n, model.config, lengths[n]) for n in range(len(chunks))]
+    )
+    for output, samples in zip(outputs, chunks, strict=True):
+        for values in (output.source_embeddings, output.sources):
+            if values is not None and not values.isfinite().all():
+                raise ValueError(
+                    f"{type(model).__name__} returns NaN or infinite values for a recording whose largest sample is "
+                    f"{np.abs(samples).max():.3g}: scale the recording to ±1, or check the weights of the model"
+                )
+    return outputs
+
+
+def _one_of(output: Any, number: int, config: CSCConfig, num_samples: int) -> Any:
+    """One recording of a batch, without its padding, as a batch of one."""
+    ends = {
+        "source_embeddings": config.speaker_embedding_size,
+        "source_activity": config.num_sources,
+        "source_hidden_states": config.num_segments(num_samples),
+        "sources": num_samples,
+    }
+    one = {}
+    for name, end in ends.items():
+        if (values := getattr(output, name, None)) is not None:
+            of_one = values[number : number + 1]
+            one[name] = of_one.narrow(min(2, of_one.dim() - 1), 0, end)
+    return type(output)(**one)
+
+
+def check_separates(model: CSCPreTrainedModel, output: Any) -> None:
+    """Raise a ValueError if the output of a model has no sources."""
+    if output.sources is None:
+        raise ValueError(f"{type(model).__name__} does not separate: use CSCForSpeechSeparation")
 
 
 # --- stitching -------------------------------------------------------------------------------------------------------

@@ -59,9 +59,9 @@ ORDER = (
     "evaluation",
     "training",
 )
-ORDER += ("long_audio", "pipelines", "cli")
+ORDER += ("long_audio", "enrolment", "diarization", "streaming", "extraction", "pipelines", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
-AFTER["long_audio"] = ("data", "evaluation", "training", "pipelines", "cli")  # stands beside `audio`
+AFTER["long_audio"] += ("data", "evaluation", "training")  # stands beside `audio`
 HUB_FILES = ("configuration_csc", "feature_extraction_csc", "modeling_csc")
 
 

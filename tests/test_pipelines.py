@@ -255,26 +255,77 @@ def test_there_is_no_false_alarm_of_weights(change, encoder_folder, caplog):
 # --- as in the pipelines of Transformers -----------------------------------------------------------------------------
 
 
+def assert_alike(found, expected, path: str = "result") -> None:
+    """Equal, but for rounding of numbers."""
+    assert type(found) is type(expected), path
+    if isinstance(found, dict):
+        assert list(found) == list(expected), path
+        for key in found:
+            assert_alike(found[key], expected[key], f"{path}[{key!r}]")
+    elif isinstance(found, list):
+        assert len(found) == len(expected), path
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_alike(one, other, f"{path}[{number}]")
+    elif isinstance(found, float | np.ndarray):
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=path)
+    else:
+        assert found == expected, path
+
+
 def test_batches_give_what_single_calls_give(folder):
     recordings = [
         BOTH[: RATE // 2],
         {"audio": {"array": BOTH, "sampling_rate": RATE}, "id": 7},
         conversation((3, "pn")),
+        BOTH[:1],
+        conversation((2, "pn"), seed=1),
     ]
     loading = {"batch_size": 2, "local_files_only": True, "dtype": "float32", "device": "cpu"}
     verify = pipeline("speaker-verification", model=str(folder), threshold=0.5, **loading)
     verify.enrol("anna", POSITIVE)
     separate = pipeline("speech-separation", model=str(folder), chunk_seconds=2.0, overlap_seconds=0.5, **loading)
-    expected = [verify(recording) for recording in recordings]
-    assert verify(recordings) == verify(recordings, batch_size=3) == expected
-    assert list(verify(recording for recording in recordings)) == expected
-    assert verify([]) == []
-    for found, recording in zip(separate(recordings, batch_size=3), recordings, strict=True):
-        alone = separate(recording)
-        assert np.array_equal(found["sources"], alone["sources"])
-        assert np.array_equal(found["embeddings"], alone["embeddings"])
     trials = [{"enrolment": POSITIVE, "test": recording, "label": 1} for recording in recordings]  # rows, as well
-    assert [result["score"] for result in verify(trials)] == [results[0]["score"] for results in expected]
+    for run, inputs in ((verify, recordings), (separate, recordings), (verify, trials)):
+        expected = [run(recording) for recording in inputs]
+        for batch_size in (None, 1, 3, 100):
+            assert_alike(run(inputs, batch_size=batch_size), expected)
+        assert_alike(list(run(recording for recording in inputs)), expected)
+    assert verify([]) == []
+    assert len(verify(Recordings(recordings), batch_size=3)) == 5, "as those of Transformers' own pipelines"
+
+
+class Recordings(torch.utils.data.Dataset):
+    """A data set that notes what has been read."""
+
+    def __init__(self, recordings):
+        self.recordings, self.read = recordings, []
+
+    def __len__(self):
+        return len(self.recordings)
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        return self.recordings[number]
+
+
+def test_recordings_of_like_length_go_through_the_model_together(folder):
+    verify = pipeline("speaker-verification", model=str(folder), threshold=0.5)
+    verify.enrol("anna", POSITIVE)
+    shapes = []
+    verify.model.csc.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(tuple(inputs["input_values"].shape)), with_kwargs=True
+    )
+    lengths = [300, 9000, 100, 10000, 200, 8000, 12 * RATE]
+    recordings = Recordings([BOTH[:length] if length <= RATE else conversation((12, "pn")) for length in lengths])
+    results = verify(recordings, batch_size=3)
+    assert recordings.read == [], "nothing is read before it is asked for"
+    assert len(list(results)) == 7
+    # The long one has two chunks. The second goes alone.
+    assert shapes == [(3, 300), (3, 10000), (1, 10 * RATE), (1, 10 * RATE)]
+    one_by_one = iter(verify(recordings))
+    recordings.read.clear()
+    next(one_by_one)
+    assert recordings.read == [0]
 
 
 @pytest.mark.parametrize("samples", [SILENCE, SILENCE[:1], 1e-6 * POSITIVE])
@@ -406,7 +457,8 @@ def test_an_idle_slot_is_not_extracted():
 def test_a_saved_pipeline_is_a_model(folder, tmp_path):
     verify = pipeline("speaker-verification", model=calibrated(CSCModel.from_pretrained(folder)))
     verify.save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved" / "pipelines.py").exists()
+    saved = {file.name for file in (tmp_path / "saved").glob("*.py")}
+    assert saved <= {f"{part}_csc.py" for part in ("configuration", "feature_extraction", "modeling")}
     again = pipeline("speaker-verification", model=str(tmp_path / "saved"))
     assert again(POSITIVE, BOTH) == verify(POSITIVE, BOTH)
     assert again(POSITIVE, BOTH)["condition"] == "clean"

@@ -1,0 +1,34 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+`pipeline("speaker-verification")` and `pipeline("speech-separation")` of Transformers.
+
+A recording is anything that `csc_hf.audio.decode_audio` takes: a path, the bytes of a file, a float array or tensor
+at the sampling rate of the model, `{"array": ..., "sampling_rate": ...}`, a decoded value of a `datasets` audio
+column; or a row with such a column named "audio". It can have any length: long ones go through the model by chunks.
+"""
+
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from ..enrolment import Enrolment, is_silent
+from .separation import SeparationModel, SpeechSeparationPipeline, closest_slot
+from .verification import SpeakerVerificationPipeline, VerificationModel
+
+__all__ = [
+    "Enrolment",
+    "SpeakerVerificationPipeline",
+    "SpeechSeparationPipeline",
+    "closest_slot",
+    "is_silent",
+    "register",
+]
+
+
+def register() -> None:
+    """Make the tasks known to `transformers.pipeline`."""
+    for task, pipeline_class, model_class in (
+        ("speaker-verification", SpeakerVerificationPipeline, VerificationModel),
+        ("speech-separation", SpeechSeparationPipeline, SeparationModel),
+    ):
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=model_class, type="audio")
+        # With this attribute, `save_pretrained` would save its file as remote code, which it is not made to be.
+        delattr(pipeline_class, "_registered_impl")

@@ -1,0 +1,199 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+# mypy: disable-error-code="override"
+"""`pipeline("speaker-verification")`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.utils import logging
+
+from ..configuration_csc import CSCConfig
+from ..enrolment import Enrolment, enrol, enrolling, is_silent
+from ..evaluation.calibration import Calibration, calibrated_conditions, check_enrolment
+from ..long_audio import Job, embedding
+from ..modeling_csc import CSCForPreTraining, CSCModel, CSCPreTrainedModel
+from .base import _CSCPipeline, load_by_name
+
+logger = logging.get_logger(__name__)
+
+
+class SpeakerVerificationPipeline(_CSCPipeline):
+    """
+    Do two recordings hold the same speaker, even if others speak too?
+
+    The score is the cosine of the enrolled speaker with the best active slot of the test recording. In an enrolment
+    recording, the most active slot is taken for the speaker. Log-likelihood ratio and decision come from the
+    calibration in the configuration of the model ([`~csc_hf.evaluation.calibration.Calibration`]). Without a
+    calibration for this kind of enrolment, the pipeline warns, and decides only by a `threshold` of yours.
+
+    Args:
+        model: Any CSC model. By name, [`CSCForPreTraining`] is loaded if the checkpoint is one, else [`CSCModel`].
+        enrolment (`str`, defaults to `"mean"`): How a test is compared with the recordings of a speaker: `"mean"`,
+            with the mean of their embeddings; `"attention"`, by the trained cross-attention of [`CSCForPreTraining`],
+            with the slots of the test as queries.
+        threshold (`float`, *optional*): Lowest score that is accepted. Replaces the calibration.
+        condition (`str`, *optional*): Condition whose calibration is used, if several are stored.
+
+    `threshold` and `condition` can also be given in each call. With `batch_size`, recordings of a list, generator or
+    dataset go through the model together. Results stay the same.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> import csc_hf
+
+    >>> verify = pipeline("speaker-verification", model="user/csc")
+    >>> verify("anna.wav", "meeting.wav")
+    {'score': 0.71, 'llr': 3.2, 'decision': True, 'threshold': 0.52, 'condition': 'clean', 'silent': False,
+     'several_speakers': True}
+    >>> verify.enrol("anna", ["anna1.wav", "anna2.wav"])
+    >>> verify("meeting.wav")
+    [{'speaker': 'anna', 'score': 0.73, ...}]
+    ```"""
+
+    def __init__(self, *args, enrolment: str = "mean", **kwargs):
+        super().__init__(*args, **kwargs)
+        check_enrolment(enrolment)
+        if enrolment == "attention" and not hasattr(self.model, "aggregate"):
+            raise ValueError(
+                f'enrolment="attention" needs the cross-attention, which this {type(self.model).__name__} lacks: use '
+                "a checkpoint of CSCForPreTraining"
+            )
+        self.enrolment = enrolment
+        self.enrolled: dict[str, Enrolment] = {}
+        if (
+            self._postprocess_params.get("threshold") is None
+            and self._postprocess_params.get("condition") is None
+            and not calibrated_conditions(self.model, enrolment)
+        ):
+            logger.warning(
+                f"This model has no calibration for enrolment={enrolment!r}: SCORES ARE BARE COSINES AND NOTHING IS "
+                "DECIDED. Learn a calibration on trials of your own (csc_hf.evaluation.calibration.fit_calibration, "
+                "then .store(model)), or pass threshold=..."
+            )
+
+    def _sanitize_parameters(self, **parameters):
+        unknown = parameters.keys() - {"threshold", "condition"}
+        if unknown:
+            raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has threshold and condition")
+        return {}, {}, parameters
+
+    def enrol(self, name: str, recordings) -> None:
+        """
+        Keep a speaker for calls with a test recording alone.
+
+        Args:
+            name: A name that is enrolled already is replaced.
+            recordings: One recording, or a list of several.
+        """
+        self.enrolled[name] = enrol(self.model, self._decode_enrolment(recordings), self.enrolment == "attention")
+
+    def __call__(self, inputs, test=None, **options):
+        """
+        Args:
+            inputs: Two recordings, `(enrolment, test)` or `{"enrolment": ..., "test": ...}`, of which the enrolment
+                may be a list of several recordings of one speaker; a test recording alone, to be compared with all
+                enrolled speakers; or a list, generator or dataset of any of these.
+            test: The test recording, where `inputs` is the enrolment alone: `verify("a.wav", "b.wav")`.
+            threshold, condition: As of the pipeline.
+
+        Returns:
+            `dict`: `score`, a cosine; `llr`, the log-likelihood ratio (natural logarithm) or None; `decision`, a bool,
+            or None where there is neither calibration nor threshold, or where a recording is `silent`; `threshold` on
+            the score and the `condition` of its calibration, or None; `several_speakers`, whether the test holds more
+            than one active slot. Against enrolled speakers: a list of them, each with its `speaker`, best first. For a
+            list, a list of results in its order; for a generator or dataset, an iterator.
+
+        Raises:
+            ValueError: A recording cannot be decoded, is empty, or holds NaN; nobody is enrolled; several calibrations
+                and no condition, or none of that condition.
+        """
+        if test is not None:
+            inputs = {"enrolment": inputs, "test": test}
+        return super().__call__(inputs, **options)
+
+    def preprocess(self, inputs) -> dict:
+        if isinstance(inputs, tuple):
+            if len(inputs) != 2:
+                raise ValueError(f"a tuple of {len(inputs)} recordings: give (enrolment, test)")
+            inputs = dict(zip(("enrolment", "test"), inputs, strict=True))
+        if isinstance(inputs, Mapping) and "test" in inputs:
+            if "enrolment" not in inputs:
+                raise ValueError(f'a trial with the keys {sorted(inputs)}: give "enrolment" and "test"')
+            return {
+                "enrolment": self._decode_enrolment(inputs["enrolment"]),
+                "test": self._decode(inputs["test"], "test"),
+            }
+        if not self.enrolled:
+            raise ValueError("one recording, and nobody is enrolled: give two, or call .enrol(name, recordings) first")
+        return {"test": self._decode(inputs, "test")}
+
+    @property
+    def _network(self) -> CSCPreTrainedModel:
+        return self.model.base_model
+
+    def _num_samples(self, trial: dict) -> int:
+        return len(trial["test"])
+
+    def _job(self, trial: dict) -> Job[dict]:
+        audio = yield from embedding(self.model.base_model, trial["test"])
+        active = audio.activity > 0
+        slots = audio.embeddings[active | (audio.activity == audio.activity.max())]
+        one = "enrolment" in trial
+        enrolled: Mapping[Any, Enrolment] = self.enrolled
+        if one:
+            enrolment = yield from enrolling(self.model, trial["enrolment"], self.enrolment == "attention")
+            enrolled = {None: enrolment}
+        silent = is_silent(trial["test"])
+        return {
+            "one": one,
+            "several_speakers": bool(active.sum() > 1),
+            "scores": {name: self._score(enrolment, slots) for name, enrolment in enrolled.items()},
+            "silent": {name: silent or enrolment.silent for name, enrolment in enrolled.items()},
+        }
+
+    def _score(self, enrolment: Enrolment, slots: np.ndarray) -> float:
+        """Best cosine of an enrolled speaker with the slots (slots, embedding)."""
+        if enrolment.memory is None:
+            return float((slots @ enrolment.embedding).max())
+        queries = torch.from_numpy(slots).to(enrolment.memory)
+        answers = self.model.aggregate(queries, enrolment.memory.expand(len(queries), -1, -1))
+        return F.cosine_similarity(answers.float(), queries.float(), dim=-1).max().item()
+
+    def postprocess(self, outputs: dict, threshold: float | None = None, condition: str | None = None):
+        calibration = Calibration.load(self.model, condition, self.enrolment) if threshold is None else None
+        if calibration is not None:
+            threshold = calibration.threshold
+        results = []
+        for name, score in sorted(outputs["scores"].items(), key=lambda item: -item[1]):
+            silent = outputs["silent"][name]
+            results.append(
+                {
+                    **({} if outputs["one"] else {"speaker": name}),
+                    "score": score,
+                    "llr": None if calibration is None else calibration.llr(score),
+                    "decision": None if threshold is None or silent else score >= threshold,
+                    "threshold": threshold,
+                    "condition": None if calibration is None else calibration.condition,
+                    "silent": silent,
+                    "several_speakers": outputs["several_speakers"],
+                }
+            )
+        return results[0] if outputs["one"] else results
+
+
+class VerificationModel:
+    """Loads the model of `pipeline("speaker-verification", model="name")`."""
+
+    @staticmethod
+    def from_pretrained(name, **kwargs) -> CSCPreTrainedModel:
+        try:
+            config, _ = CSCConfig.get_config_dict(name, **kwargs)
+        except OSError:  # an adapter has no configuration of its own
+            config = {}
+        has_attention = "CSCForPreTraining" in (config.get("architectures") or ())
+        return load_by_name(CSCForPreTraining if has_attention else CSCModel, name, **kwargs)

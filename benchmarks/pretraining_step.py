@@ -217,9 +217,9 @@ def pretraining(rounds: int, threads: int, seconds=lambda length: length) -> Sec
         Variant("`small`, float32", CSCConfig.small()),
         Variant("`small`, bfloat16", CSCConfig.small(**eager), torch.bfloat16),
         Variant("`small`, minGRU, bfloat16", CSCConfig.small(**MINGRU, **eager), torch.bfloat16),
-        Variant("conv 32/16, D=64, float32", CSCConfig.small(**CONV)),
-        Variant("conv 32/16, D=64, bfloat16", CSCConfig.small(**CONV, **eager), torch.bfloat16),
-        Variant("conv, minGRU, bfloat16", CSCConfig.small(**CONV, **MINGRU, **eager), torch.bfloat16),
+        Variant("conv 32/16, D=64, float32", CSCConfig.small_v1(**CONV)),
+        Variant("conv 32/16, D=64, bfloat16", CSCConfig.small_v1(**CONV, **eager), torch.bfloat16),
+        Variant("conv, minGRU, bfloat16", CSCConfig.small_v1(**CONV, **MINGRU, **eager), torch.bfloat16),
     ]
     rows = alone(measure, variants, length, rounds, threads=threads)
     summary = []

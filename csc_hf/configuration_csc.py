@@ -48,9 +48,6 @@ class CSCConfig(PreTrainedConfig):
         mask_hidden_size (`int`, *optional*): Width of a layer in which the separation branch joins the hidden state of
             a slot with the spectrum of each STFT frame. If not given, masks are made of the hidden state alone [O].
         hidden_size (`int`, defaults to 128): Width of the blocks [G].
-        block (`str`, defaults to `"galr"`): `"galr"`, globally attentive, locally recurrent blocks [G], or `"conv"`,
-            dilated convolutions with batch norm [O]. The latter are several times cheaper. They need
-            `segment_overlap=False`, and ignore `local_layer`, `lstm_hidden_size`, `low_dim` and `attention_dropout`.
         local_layer (`str`, defaults to `"lstm"`): Recurrence along the frames of a segment, in both directions:
             `"lstm"` [G] or `"mingru"` [O]. The latter is several times cheaper because only an average is sequential.
         lstm_hidden_size (`int`, defaults to 128): Width of each direction of the recurrence [G].
@@ -62,12 +59,20 @@ class CSCConfig(PreTrainedConfig):
         num_hidden_layers (`int`, defaults to 4): Blocks of the shared trunk.
         num_separation_layers (`int`, defaults to 2): Blocks of the separation branch.
         num_speaker_layers (`int`, defaults to 2): Blocks of the speaker branch.
+        speaker_block (`str`, defaults to `"galr"`): What the speaker branch is made of: `"galr"`, blocks like those of
+            the trunk, which read the hidden states of a slot [G], or `"conv"`, dilated convolutions with batch norm,
+            which read the mel spectrum under a mask that the slot makes [O]. The latter learn voices from much less
+            audio, and need `num_mel_bins` and `segment_overlap=False`.
+        speaker_hidden_size (`int`, *optional*): Width of the convolutions of the speaker branch; `hidden_size` if not
+            given [O].
         num_sources (`int`, defaults to 2): Slots: the most speakers in a mixture.
         speaker_embedding_size (`int`, defaults to 256): Size of the speaker embedding and of the global speaker vector
             [O].
         embedding_batch_norm (`bool`, defaults to `False`): Whether the statistics of a slot pass a batch norm before
             its speaker embedding is made of them. It takes away what all speakers have in common, which would fill the
             embeddings and takes long to unlearn. Training moments are those of the slots of a process [O].
+        frame_activity (`bool`, defaults to `False`): Whether the model also tells when each slot speaks, every
+            `activity_stride` samples. Its silent frames then count little in the speaker embedding [O].
         use_cross_attention (`bool`, defaults to `True`): Whether cross-attention reads the global speaker vector [A].
             Without it all segments count alike, which shows what the attention is worth [O].
         hidden_dropout (`float`, defaults to 0.1): Dropout on what a block adds to its input [G].
@@ -77,6 +82,8 @@ class CSCConfig(PreTrainedConfig):
         separation_loss_weight (`float`, defaults to 0.1): Weight of the negative SI-SNR, which is in dB [O].
         contrastive_loss_weight (`float`, defaults to 1.0): Weight of the contrastive loss, in nats [O].
         activity_loss_weight (`float`, defaults to 0.5): Weight of the slots' binary cross-entropy [O].
+        frame_activity_loss_weight (`float`, defaults to 0.5): Weight of the binary cross-entropy of when the slots
+            speak [O].
         contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt scale of the squared distances in
             the contrastive loss [O].
         si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
@@ -116,7 +123,6 @@ class CSCConfig(PreTrainedConfig):
     frame_stride: int = 1
     mask_hidden_size: int | None = None
     hidden_size: int = 128
-    block: str = "galr"
     local_layer: str = "lstm"
     lstm_hidden_size: int = 128
     segment_length: int = 64
@@ -126,9 +132,12 @@ class CSCConfig(PreTrainedConfig):
     num_hidden_layers: int = 4
     num_separation_layers: int = 2
     num_speaker_layers: int = 2
+    speaker_block: str = "galr"
+    speaker_hidden_size: int | None = None
     num_sources: int = 2
     speaker_embedding_size: int = 256
     embedding_batch_norm: bool = False
+    frame_activity: bool = False
     use_cross_attention: bool = True
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
@@ -137,6 +146,7 @@ class CSCConfig(PreTrainedConfig):
     separation_loss_weight: float | int = 0.1
     contrastive_loss_weight: float | int = 1.0
     activity_loss_weight: float | int = 0.5
+    frame_activity_loss_weight: float | int = 0.5
     contrastive_scale: float | int = 10.0
     si_snr_threshold: float | int = 30.0
     num_recording_classes: int | None = None
@@ -173,7 +183,36 @@ class CSCConfig(PreTrainedConfig):
 
     @classmethod
     def small(cls, **overrides: Any) -> "CSCConfig":
-        """STFT front end: a model that trains on a CPU."""
+        """STFT front end, frames of 32 ms, convolutional speaker branch: a model that trains on a CPU."""
+        values: dict[str, Any] = {
+            "front_end": "stft",
+            "conv_kernel": 512,
+            "conv_stride": 256,
+            "num_mel_bins": 80,
+            "subtract_mean": True,
+            "frame_stride": 2,
+            "mask_hidden_size": 96,
+            "hidden_size": 128,
+            "lstm_hidden_size": 128,
+            "segment_length": 8,
+            "segment_overlap": False,
+            "low_dim": 4,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_separation_layers": 1,
+            "num_speaker_layers": 4,
+            "speaker_block": "conv",
+            "speaker_hidden_size": 256,
+            "speaker_embedding_size": 192,
+            "embedding_batch_norm": True,
+            "frame_activity": True,
+            "contrastive_scale": 4.0,
+        }
+        return cls(**values | overrides)
+
+    @classmethod
+    def small_v1(cls, **overrides: Any) -> "CSCConfig":
+        """The `small` of the first release: half-overlapping segments of a spectrogram with a hop of 8 ms."""
         values: dict[str, Any] = {
             "front_end": "stft",
             "conv_kernel": 512,
@@ -193,7 +232,7 @@ class CSCConfig(PreTrainedConfig):
     @classmethod
     def base(cls, **overrides: Any) -> "CSCConfig":
         """Learnt filters on the raw waveform and deep branches, like the paper's models, for GPUs."""
-        return cls(**overrides)
+        return cls(**{"frame_activity": True} | overrides)
 
     def num_frames(self, num_samples):
         """Frames of the front end for a waveform of `num_samples` samples (`int` or integer tensor). Each sample lies
@@ -210,6 +249,23 @@ class CSCConfig(PreTrainedConfig):
         two of them, or in one if segments do not overlap."""
         overlap = self.segment_length // self.segment_hop
         return -(-self.num_encoder_frames(num_samples) // self.segment_hop) + overlap - 1
+
+    def num_activity_frames(self, num_samples):
+        """Frames of `source_frame_activity` for a waveform of `num_samples` samples (`int` or integer tensor). Frame
+        `f` stands for the samples from `f * activity_stride` up to `(f + 1) * activity_stride`."""
+        return -(-num_samples // self.activity_stride)
+
+    @property
+    def activity_stride(self) -> int:
+        """Samples that a frame of `source_frame_activity` stands for: one frame of the encoder, or as many of them as
+        fit into 512 samples, 32 ms at 16 kHz."""
+        stride = self.frame_stride * self.conv_stride
+        return stride * max(1, 512 // stride)
+
+    @property
+    def segment_vector_size(self) -> int:
+        """Size of the vectors in `source_hidden_states`."""
+        return self.speaker_hidden_size or self.hidden_size
 
     @property
     def segment_hop(self) -> int:
@@ -239,14 +295,15 @@ class CSCConfig(PreTrainedConfig):
             "sampling_rate conv_kernel conv_stride hidden_size lstm_hidden_size segment_length low_dim "
             "num_attention_heads num_hidden_layers num_separation_layers num_speaker_layers num_sources "
             "speaker_embedding_size classifier_proj_size layer_norm_eps initializer_range contrastive_scale "
-            "si_snr_threshold xvector_scale num_mel_bins frame_stride mask_hidden_size num_recording_classes "
-            "recording_scale"
+            "si_snr_threshold xvector_scale num_mel_bins frame_stride mask_hidden_size speaker_hidden_size "
+            "num_recording_classes recording_scale"
         )
         for name in positive.split():
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         not_negative = (
-            "separation_loss_weight contrastive_loss_weight activity_loss_weight recording_loss_weight xvector_margin"
+            "separation_loss_weight contrastive_loss_weight activity_loss_weight frame_activity_loss_weight "
+            "recording_loss_weight xvector_margin"
         )
         for name in not_negative.split():
             if getattr(self, name) < 0:
@@ -267,10 +324,18 @@ class CSCConfig(PreTrainedConfig):
                 f"`frame_stride` {self.frame_stride} needs `front_end` 'stft' and a `mask_hidden_size`: without "
                 "it, the frames that are joined would have one mask."
             )
-        if self.block not in ("galr", "conv"):
-            raise ValueError(f"`block` must be 'galr' or 'conv', got {self.block!r}.")
-        if self.block == "conv" and self.segment_overlap:
-            raise ValueError("`block` 'conv' needs `segment_overlap` False: it convolves over all frames in turn.")
+        if self.speaker_block not in ("galr", "conv"):
+            raise ValueError(f"`speaker_block` must be 'galr' or 'conv', got {self.speaker_block!r}.")
+        if self.speaker_block == "conv" and (self.segment_overlap or self.num_mel_bins is None):
+            raise ValueError(
+                "`speaker_block` 'conv' needs `num_mel_bins`, which it reads, and `segment_overlap` False, because it "
+                f"convolves over all frames in turn; got {self.num_mel_bins} and {self.segment_overlap}."
+            )
+        if self.speaker_block == "galr" and self.segment_vector_size != self.hidden_size:
+            raise ValueError(
+                f"`speaker_hidden_size` {self.speaker_hidden_size} needs `speaker_block` 'conv': blocks 'galr' have "
+                f"`hidden_size` {self.hidden_size}."
+            )
         if self.local_layer not in ("lstm", "mingru"):
             raise ValueError(f"`local_layer` must be 'lstm' or 'mingru', got {self.local_layer!r}.")
         if self.conv_kernel % self.conv_stride or self.conv_kernel < 2 * self.conv_stride:
@@ -280,11 +345,11 @@ class CSCConfig(PreTrainedConfig):
             )
         if self.segment_overlap and self.segment_length % 2:
             raise ValueError(f"`segment_length` must be even (segments overlap by half), got {self.segment_length}.")
-        if self.block == "galr" and self.low_dim > self.segment_length:
+        if self.low_dim > self.segment_length:
             raise ValueError(
                 f"`low_dim` must not exceed `segment_length`, got {self.low_dim} and {self.segment_length}."
             )
-        for name in ("hidden_size", "speaker_embedding_size"):
+        for name in ("hidden_size", "segment_vector_size", "speaker_embedding_size"):
             if getattr(self, name) % self.num_attention_heads:
                 raise ValueError(
                     f"`{name}` must be a multiple of `num_attention_heads`, got {getattr(self, name)} and "
@@ -299,6 +364,7 @@ CSCConfig._auto_class = "AutoConfig"  # saving a configuration also saves this f
 PRESETS: dict[str, Callable[..., CSCConfig]] = {
     "tiny": CSCConfig.tiny,
     "small": CSCConfig.small,
+    "small_v1": CSCConfig.small_v1,
     "base": CSCConfig.base,
 }
 """Constructors of the named configurations, by name."""

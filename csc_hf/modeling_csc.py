@@ -45,23 +45,26 @@ class CSCModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, segments, hidden_size)`): The shared trunk, averaged
             over each segment.
-        source_hidden_states (`torch.FloatTensor` of shape `(batch, slots, segments, hidden_size)`): The speaker
-            branch: one vector per segment of each slot.
+        source_hidden_states (`torch.FloatTensor` of shape `(batch, slots, segments, segment_vector_size)`): The
+            speaker branch: one vector per segment of each slot.
         source_embeddings (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`): Speaker embedding of
             each slot, of unit length.
         source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
+        source_frame_activity (`torch.FloatTensor` of shape `(batch, slots, activity frames)`, *optional*): Logits that
+            the slot speaks, every `config.activity_stride` samples, if `config.frame_activity` is set.
         sources (`torch.FloatTensor` of shape `(batch, slots, samples)`, *optional*): The separated waveforms, if the
             model was built with `add_separator=True`. Their scale is arbitrary: SI-SNR, which trains them, ignores it.
         hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks,
             `(batch, segments * segment_length, hidden_size)`.
         attentions (`tuple`, *optional*): Attention over segments in each block of the trunk,
-            `(batch, low_dim * heads, segments, segments)`; none if `config.block` is `"conv"`.
+            `(batch, low_dim * heads, segments, segments)`.
     """
 
     last_hidden_state: torch.Tensor | None = None
     source_hidden_states: torch.Tensor | None = None
     source_embeddings: torch.Tensor | None = None
     source_activity: torch.Tensor | None = None
+    source_frame_activity: torch.Tensor | None = None
     sources: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -79,6 +82,8 @@ class CSCForPreTrainingOutput(ModelOutput):
             saturating at `config.si_snr_threshold`, averaged over the sources that are not silent.
         contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own identity | embedding), in nats.
         activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of the slots' activity.
+        frame_activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of when the slots
+            speak, if `config.frame_activity` is set.
         recording_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own recording | embedding), in nats, if
             `config.num_recording_classes` is set.
         recording_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to the
@@ -91,6 +96,8 @@ class CSCForPreTrainingOutput(ModelOutput):
         source_embeddings (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`): Speaker embedding of
             each slot, of unit length.
         source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
+        source_frame_activity (`torch.FloatTensor` of shape `(batch, slots, activity frames)`, *optional*): Logits that
+            the slot speaks, every `config.activity_stride` samples, if `config.frame_activity` is set.
         global_speaker_vectors (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`, *optional*): For
             each target, the global speaker vector of its identity, of unit length; zero if the target takes no part in
             the contrast.
@@ -102,6 +109,7 @@ class CSCForPreTrainingOutput(ModelOutput):
     separation_loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     activity_loss: torch.Tensor | None = None
+    frame_activity_loss: torch.Tensor | None = None
     recording_loss: torch.Tensor | None = None
     recording_accuracy: torch.Tensor | None = None
     mutual_information: torch.Tensor | None = None
@@ -109,6 +117,7 @@ class CSCForPreTrainingOutput(ModelOutput):
     sources: torch.Tensor | None = None
     source_embeddings: torch.Tensor | None = None
     source_activity: torch.Tensor | None = None
+    source_frame_activity: torch.Tensor | None = None
     global_speaker_vectors: torch.Tensor | None = None
     permutation: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -121,11 +130,13 @@ class CSCSeparationOutput(ModelOutput):
     Output of [`CSCForSpeechSeparation`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR plus the weighted activity loss.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Negative SI-SNR plus the weighted activity losses.
         sources (`torch.FloatTensor` of shape `(batch, slots, samples)`): Separated waveforms, in slot order.
         source_embeddings (`torch.FloatTensor` of shape `(batch, slots, speaker_embedding_size)`): Speaker embedding of
             each slot, of unit length.
         source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
+        source_frame_activity (`torch.FloatTensor` of shape `(batch, slots, activity frames)`, *optional*): Logits that
+            the slot speaks, every `config.activity_stride` samples, if `config.frame_activity` is set.
         hidden_states, attentions: As in [`CSCModelOutput`].
     """
 
@@ -133,6 +144,7 @@ class CSCSeparationOutput(ModelOutput):
     sources: torch.Tensor | None = None
     source_embeddings: torch.Tensor | None = None
     source_activity: torch.Tensor | None = None
+    source_frame_activity: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -315,6 +327,30 @@ def mel_filters(num_bands: int, num_bins: int, sampling_rate: int, device: torch
     return filters / filters.sum(0)
 
 
+def band_power(config: CSCConfig, spectrum: torch.Tensor) -> torch.Tensor:
+    """Complex spectrum `(..., bins)` of a waveform of unit power → power of each bin, or mel band, `(..., bands)`, which
+    is about one on average."""
+    power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
+    if config.num_mel_bins is None:
+        return power
+    filters = mel_filters(config.num_mel_bins, power.shape[-1], config.sampling_rate, power.device)
+    with full_precision(power):
+        return power @ filters
+
+
+def normalised_log(config: CSCConfig, power: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Logarithms of powers `(batch, frames, bands)`, with a floor at -60 dB, at zero mean and unit variance over the
+    frames by their weights `(batch, frames, 1)`. The mean is that of each band if `config.subtract_mean` is set."""
+    log_power = (power + 1e-6).log()
+    if config.subtract_mean:
+        mean = masked_mean(log_power, weights, 1)[:, None]
+    else:
+        mean = masked_mean(log_power, weights, (1, 2))[:, None, None]
+    centred = log_power - mean
+    variance = masked_mean(centred.square(), weights, (1, 2))[:, None, None]
+    return centred * torch.rsqrt(variance + config.layer_norm_eps) * weights
+
+
 class CSCSTFTFrontEnd(nn.Module):
     """Log-magnitude spectrogram, in linear bins or mel bands, normalised over the real frames of a recording [O]."""
 
@@ -333,22 +369,8 @@ class CSCSTFTFrontEnd(nn.Module):
         config = self.config
         frames = split_frames(waveform, config.conv_kernel, config.conv_stride, frame_mask.shape[1])
         spectrum = torch.fft.rfft(frames * stft_window(config, waveform.device))
-        # The waveform has unit power, so the mean power of a bin is about that of the window. The floor is at -60 dB.
-        power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
-        if config.num_mel_bins is not None:
-            filters = mel_filters(config.num_mel_bins, power.shape[-1], config.sampling_rate, power.device)
-            with full_precision(power):
-                power = power @ filters
-        log_power = (power + 1e-6).log()
-        mask = frame_mask.float()
-        if config.subtract_mean:
-            mean = masked_mean(log_power, mask, 1)[:, None]
-        else:
-            mean = masked_mean(log_power, mask, (1, 2))[:, None, None]
-        centred = log_power - mean
-        variance = masked_mean(centred.square(), mask, (1, 2))[:, None, None]
-        features = centred * torch.rsqrt(variance + config.layer_norm_eps)
-        features = (features * mask).unflatten(1, (-1, config.frame_stride)).flatten(2)
+        features = normalised_log(config, band_power(config, spectrum), frame_mask.float())
+        features = features.unflatten(1, (-1, config.frame_stride)).flatten(2)
         return self.layer_norm(self.projection(features.to(dtype))), spectrum
 
 
@@ -370,10 +392,13 @@ class CSCSTFTDecoder(nn.Module):
         if self.config.mask_hidden_size is not None:
             # The hidden state says what several STFT frames of a slot have in common, the spectrum adds the detail.
             hidden_states = self.frames(hidden_states).unflatten(-1, (self.config.frame_stride, -1)).flatten(2, 3)
-            compressed = (encoded.real.square() + encoded.imag.square() + 1e-8).pow(0.25)
+            compressed = (encoded.real.square() + encoded.imag.square() + 1e-8).sqrt().sqrt()
             hidden_states = (hidden_states + self.spectrum(compressed.to(hidden_states.dtype))[:, None]).relu()
-        masked = self.mask(hidden_states).float().sigmoid() * encoded[:, None]
-        frames = torch.fft.irfft(masked, n=self.config.conv_kernel) * stft_window(self.config, masked.device)
+        # In real numbers: the gradient of a product of real and complex ones would be complex.
+        masked = self.mask(hidden_states).float().sigmoid()[..., None] * torch.view_as_real(encoded)[:, None]
+        frames = torch.fft.irfft(torch.view_as_complex(masked), n=self.config.conv_kernel) * stft_window(
+            self.config, masked.device
+        )
         waveform = overlap_add(frames.flatten(0, 1), self.config.conv_stride).unflatten(0, hidden_states.shape[:2])
         return crop(waveform, 0, num_samples) * (2 * self.config.conv_stride / self.config.conv_kernel)
 
@@ -609,8 +634,9 @@ class CSCConvBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: CSCConfig, dilation: int):
         super().__init__()
-        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, 3, padding=dilation, dilation=dilation)
-        self.batch_norm = CSCMaskedBatchNorm(config.hidden_size, config.layer_norm_eps)
+        size = config.segment_vector_size
+        self.conv = nn.Conv1d(size, size, 3, padding=dilation, dilation=dilation)
+        self.batch_norm = CSCMaskedBatchNorm(size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
@@ -626,20 +652,41 @@ class CSCConvBlock(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.batch_norm(local, mask))
 
 
-def build_blocks(config: CSCConfig, num_blocks: int) -> nn.ModuleList:
-    """The blocks of the trunk or of a branch. Convolutions reach further from each block to the next."""
-    if config.block == "conv":
-        return nn.ModuleList([CSCConvBlock(config, dilation=1 + index % 4) for index in range(num_blocks)])
-    return nn.ModuleList([CSCBlock(config) for _ in range(num_blocks)])
-
-
 # --- branches --------------------------------------------------------------------------------------------------------
 
 
 def pooled_statistics(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """Mean and variance of segment vectors `(..., hidden_size)` → mean and standard deviation
-    `(..., 2 * hidden_size)`, of which speaker embeddings are made."""
+    """Mean and variance of segment vectors `(..., segment_vector_size)` → mean and standard deviation
+    `(..., 2 * segment_vector_size)`, of which speaker embeddings are made."""
     return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=-1)
+
+
+class CSCMaskedBands(nn.Module):
+    """What a speaker branch of convolutions reads of a slot: the mel spectrum under a mask that the slot makes [O]."""
+
+    def __init__(self, config: CSCConfig):
+        super().__init__()
+        self.config = config
+        num_inputs = config.frame_stride * cast(int, config.num_mel_bins)
+        self.mask = nn.Linear(config.hidden_size, num_inputs)
+        self.projection = nn.Linear(num_inputs, config.segment_vector_size)
+
+    def forward(self, hidden_states: torch.Tensor, power: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(batch * slots, frames, hidden_size)`.
+            power: Of the mixture, `(batch, frames * frame_stride, num_mel_bins)`.
+            weights: How much each frame counts, `(batch * slots, frames, 1)`.
+
+        Returns:
+            `(batch * slots, frames, segment_vector_size)`.
+        """
+        stride = self.config.frame_stride
+        mask = self.mask(hidden_states).float().sigmoid().unflatten(-1, (stride, -1)).flatten(1, 2)
+        masked = (mask.unflatten(0, (-1, self.config.num_sources)) * power[:, None]).flatten(0, 1)
+        features = normalised_log(self.config, masked, weights.repeat_interleave(stride, dim=1))
+        features = features.unflatten(1, (-1, stride)).flatten(2)
+        return self.projection(features.to(hidden_states.dtype)) * weights.to(hidden_states.dtype)
 
 
 class CSCSpeakerBranch(nn.Module):
@@ -647,15 +694,23 @@ class CSCSpeakerBranch(nn.Module):
 
     def __init__(self, config: CSCConfig):
         super().__init__()
-        self.segment_length = config.segment_length
-        self.blocks = build_blocks(config, config.num_speaker_layers)
-        self.attention_hidden = nn.Linear(config.hidden_size, config.hidden_size)
-        self.attention_score = nn.Linear(config.hidden_size, config.hidden_size)
+        self.config = config
+        size = config.segment_vector_size
+        self.bands = None
+        if config.speaker_block == "conv":
+            self.bands = CSCMaskedBands(config)
+            # Each block reaches further than the one before.
+            dilations = (1 + index % 4 for index in range(config.num_speaker_layers))
+            self.blocks = nn.ModuleList([CSCConvBlock(config, dilation) for dilation in dilations])
+        else:
+            self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_speaker_layers)])
+        self.attention_hidden = nn.Linear(size, size)
+        self.attention_score = nn.Linear(size, size)
         self.batch_norm = None
         if config.embedding_batch_norm:
-            self.batch_norm = CSCMaskedBatchNorm(2 * config.hidden_size, config.layer_norm_eps)
-        self.embedding = nn.Linear(2 * config.hidden_size, config.speaker_embedding_size)
-        self.activity = nn.Linear(2 * config.hidden_size, 1)
+            self.batch_norm = CSCMaskedBatchNorm(2 * size, config.layer_norm_eps)
+        self.embedding = nn.Linear(2 * size, config.speaker_embedding_size)
+        self.activity = nn.Linear(2 * size, 1)
 
     def forward(
         self,
@@ -663,25 +718,42 @@ class CSCSpeakerBranch(nn.Module):
         frame_mask: torch.Tensor,
         attention_mask: torch.Tensor | None,
         segment_mask: torch.Tensor,
+        frame_activity: torch.Tensor | None,
+        encoded: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
-            hidden_states: `(batch, segments * segment_length, hidden_size)`.
-            frame_mask: `(batch, segments, segment_length, 1)`.
+            hidden_states: Of all slots, `(batch * slots, segments * segment_length, hidden_size)`.
+            frame_mask: `(batch * slots, segments, segment_length, 1)`.
             attention_mask: What the attention implementation takes.
-            segment_mask: `(batch, segments)`.
+            segment_mask: `(batch * slots, segments)`.
+            frame_activity: Logits that the slot speaks, `(batch * slots, segments, segment_length, 1)`, if the model
+                has them.
+            encoded: What the front end returned beside the features, `(batch, frames, ...)`.
 
         Returns:
-            Segment vectors `(batch, segments, hidden_size)`, embeddings of unit length
-            `(batch, speaker_embedding_size)` and activity logits `(batch)`.
+            Segment vectors `(batch * slots, segments, segment_vector_size)`, embeddings of unit length
+            `(batch * slots, speaker_embedding_size)` and activity logits `(batch * slots)`.
         """
+        weights = frame_mask.float()
+        if frame_activity is not None:
+            # What trains the activity is when the slot speaks, not what would suit the embedding.
+            weights = weights * frame_activity.detach().sigmoid()
+        if self.bands is not None:
+            power = band_power(self.config, encoded)
+            hidden_states = self.bands(hidden_states, power, weights.flatten(1, 2))
         for block in self.blocks:
             hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
-        segments = masked_mean(hidden_states.unflatten(1, (-1, self.segment_length)), frame_mask, dim=2)
+        frames = hidden_states.unflatten(1, (-1, self.config.segment_length))
+        shares = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-4)
+        segments = (frames * shares.to(frames.dtype)).sum(dim=2)
 
         # Attentive statistics over segments, with separate weights for each channel.
         scores = self.attention_score(self.attention_hidden(segments).tanh()).float()
+        if frame_activity is not None:
+            # A segment counts as much as it holds speech.
+            scores = scores + (masked_mean(weights, frame_mask, dim=2) + 1e-4).log()
         weights = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
         values = segments.float()
         mean = (weights * values).sum(dim=1, keepdim=True)
@@ -691,7 +763,7 @@ class CSCSpeakerBranch(nn.Module):
         return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
 
     def embed(self, statistics: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
-        """Pooled statistics `(..., 2 * hidden_size)` → embeddings of unit length `(..., speaker_embedding_size)`,
+        """Pooled statistics `(..., 2 * segment_vector_size)` → embeddings of unit length `(..., speaker_embedding_size)`,
         float32. `of_batch` says whether the statistics are those of the slots of a batch."""
         if self.batch_norm is not None:
             statistics = self.batch_norm(statistics, torch.ones_like(statistics[..., :1]), of_batch)
@@ -704,7 +776,7 @@ class CSCSeparator(nn.Module):
     def __init__(self, config: CSCConfig):
         super().__init__()
         self.config = config
-        self.blocks = build_blocks(config, config.num_separation_layers)
+        self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_separation_layers)])
         self.decoder = CSCSTFTDecoder(config) if config.front_end == "stft" else CSCConvDecoder(config)
 
     def forward(
@@ -738,9 +810,10 @@ class CSCSpeakerAggregator(nn.Module):
         self.num_heads = config.num_attention_heads
         self.use_cross_attention = config.use_cross_attention
         if config.use_cross_attention:
-            self.memory_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-            self.q_proj = nn.Linear(config.speaker_embedding_size, config.hidden_size)
-            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+            size = config.segment_vector_size
+            self.memory_layer_norm = nn.LayerNorm(size, config.layer_norm_eps)
+            self.q_proj = nn.Linear(config.speaker_embedding_size, size)
+            self.k_proj = nn.Linear(size, size)
 
     def queries(self, embeddings: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`(..., speaker_embedding_size)` → `(..., heads, head_size)`; zeros without cross-attention."""
@@ -749,13 +822,13 @@ class CSCSpeakerAggregator(nn.Module):
         return self.q_proj(embeddings.to(dtype)).unflatten(-1, (self.num_heads, -1))
 
     def keys(self, memory: torch.Tensor) -> torch.Tensor:
-        """`(..., memory, hidden_size)` → `(..., memory, heads, head_size)`; zeros without cross-attention."""
+        """`(..., memory, segment_vector_size)` → `(..., memory, heads, head_size)`; zeros without cross-attention."""
         if not self.use_cross_attention:
             return memory.new_zeros(*memory.shape[:-1], self.num_heads, 1, dtype=torch.float32)
         return self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
 
     def scores(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Attention logits of `(..., speaker_embedding_size)` over `(..., memory, hidden_size)`, whose leading axes
+        """Attention logits of `(..., speaker_embedding_size)` over `(..., memory, segment_vector_size)`, whose leading axes
         broadcast → `(..., heads, memory)`; all zero without cross-attention."""
         return _attention_scores(self.queries(query, memory.dtype), self.keys(memory))
 
@@ -765,11 +838,11 @@ class CSCSpeakerAggregator(nn.Module):
         """
         Args:
             query: Speaker embeddings, `(..., speaker_embedding_size)`.
-            memory: Segment vectors, `(..., memory, hidden_size)`.
+            memory: Segment vectors, `(..., memory, segment_vector_size)`.
             memory_mask: `(..., memory)` bool, false for padding.
 
         Returns:
-            Mean and variance of the memory, `(..., hidden_size)`; each head weights its own channels.
+            Mean and variance of the memory, `(..., segment_vector_size)`; each head weights its own channels.
         """
         scores = self.scores(query, memory)
         weights = scores.masked_fill(~memory_mask[..., None, :], torch.finfo(scores.dtype).min).softmax(dim=-1)
@@ -848,6 +921,49 @@ def slot_activity_loss(activity: torch.Tensor, permutation: torch.Tensor, presen
     `(batch, slots)`."""
     labels = torch.zeros_like(activity).scatter(1, permutation, present.to(activity.dtype))
     return F.binary_cross_entropy_with_logits(activity, labels)
+
+
+def when_speech_sounds(sources: torch.Tensor, mask: torch.Tensor, stride: int) -> torch.Tensor:
+    """
+    When clean sources speak, by their level [O]: a frame is speech if its level is 9 dB above the quietest tenth of
+    the recording, or less than 20 dB below the loudest frame; never more than 35 dB below it.
+
+    Args:
+        sources: `(batch, slots, samples)`. Zeros are absent.
+        mask: `(batch, samples)`, 1 for real samples.
+        stride: Samples of a frame.
+
+    Returns:
+        `(batch, slots, frames)` bool. A pause of one frame counts as speech.
+    """
+    sources = sources.float() * mask[:, None]
+    sources = sources * headroom(sources)
+    power = F.pad(sources, (0, -sources.shape[-1] % stride)).unflatten(-1, (-1, stride)).square().mean(-1)
+    loudest = power.amax(-1, keepdim=True)
+    level = 10 * (power / loudest.clamp(min=1e-20) + 1e-10).log10()
+    real = length_mask(-(-mask.sum(-1) // stride), level.shape[-1])[:, None]
+    quiet = level.masked_fill(~real, torch.nan).nanquantile(0.1, dim=-1, keepdim=True)
+    speech = (level > (quiet + 9).clamp(-35, -20)) & real & (loudest > 0)
+    spread = F.max_pool1d(speech.float(), 3, stride=1, padding=1)
+    return -F.max_pool1d(-spread, 3, stride=1, padding=1) > 0
+
+
+def frame_activity_loss(
+    activity: torch.Tensor, sources: torch.Tensor, permutation: torch.Tensor, mask: torch.Tensor, stride: int
+) -> torch.Tensor:
+    """Binary cross-entropy of when the slots speak.
+
+    Args:
+        activity: Logits, `(batch, slots, frames)`.
+        sources: The clean sources, `(batch, slots, samples)`.
+        permutation: Slot of each source, `(batch, slots)`.
+        mask: `(batch, samples)`, 1 for real samples.
+        stride: Samples of a frame.
+    """
+    spoken = when_speech_sounds(sources, mask, stride).to(activity.dtype)
+    labels = torch.zeros_like(activity).scatter(1, permutation[..., None].expand_as(activity), spoken)
+    losses = F.binary_cross_entropy_with_logits(activity, labels, reduction="none")
+    return masked_mean(losses, length_mask(-(-mask.sum(-1) // stride), activity.shape[-1])[:, None], (0, 1, 2))
 
 
 def additive_angular_margin_loss(
@@ -949,7 +1065,7 @@ def _attend(
     Args:
         query: `(queries, heads, head_size)`.
         key: `(mixtures, memory, heads, head_size)`.
-        memory: `(mixtures, memory, hidden_size)`.
+        memory: `(mixtures, memory, segment_vector_size)`.
         memory_mask: `(mixtures, memory)` bool.
 
     Returns:
@@ -983,7 +1099,7 @@ def _answers(
         pair_identity, pair_mixture: `(pairs)`.
 
     Returns:
-        Two tensors of shape `(queries, identities, hidden_size)`, zero for an identity without a visible mixture.
+        Two tensors of shape `(queries, identities, segment_vector_size)`, zero for an identity without a visible mixture.
     """
     # Relative to the mixture with the highest scores. The bound keeps a mixture far behind it from vanishing, where it
     # is the only one visible.
@@ -1081,8 +1197,8 @@ class CSCPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: CSCConfig):
         super().__init__(config)
-        if config.block == "conv":  # FSDP refuses the name of a class that the model does not hold
-            self._no_split_modules = ["CSCConvBlock"]
+        if config.speaker_block == "conv":  # FSDP refuses the name of a class that the model does not hold
+            self._no_split_modules = ["CSCBlock", "CSCConvBlock"]
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """There is no vocabulary. Accelerate asks, to place its embeddings."""
@@ -1143,9 +1259,10 @@ class CSCModel(CSCPreTrainedModel):
     def __init__(self, config: CSCConfig, add_separator: bool = False):
         super().__init__(config)
         self.front_end = CSCSTFTFrontEnd(config) if config.front_end == "stft" else CSCConvFrontEnd(config)
-        self.layers = build_blocks(config, config.num_hidden_layers)
+        self.layers = nn.ModuleList([CSCBlock(config) for _ in range(config.num_hidden_layers)])
         self.slots = nn.Linear(config.hidden_size, config.num_sources * config.hidden_size)
         self.slot_activation = nn.PReLU()
+        self.frame_activity = nn.Linear(config.hidden_size, 1) if config.frame_activity else None
         self.speaker_branch = CSCSpeakerBranch(config)
         self.separator = CSCSeparator(config) if add_separator else None
         self.gradient_checkpointing = False
@@ -1209,7 +1326,12 @@ class CSCModel(CSCPreTrainedModel):
         frame_mask = frame_mask.repeat_interleave(config.num_sources, dim=0)
         segment_mask = segment_mask.repeat_interleave(config.num_sources, dim=0)
         attention_bias = self._attention_bias(features, segment_mask)
-        segments, embeddings, activity = self.speaker_branch(slots, frame_mask, attention_bias, segment_mask, **kwargs)
+        frame_activity = None
+        if self.frame_activity is not None:
+            frame_activity = self.frame_activity(slots).float().unflatten(1, (-1, size))
+        segments, embeddings, activity = self.speaker_branch(
+            slots, frame_mask, attention_bias, segment_mask, frame_activity, encoded, **kwargs
+        )
         sources = None
         if self.separator is not None:
             sources = self.separator(slots, frame_mask, attention_bias, encoded, num_samples, **kwargs)
@@ -1218,13 +1340,26 @@ class CSCModel(CSCPreTrainedModel):
             sources = sources.clamp(-largest, largest)
 
         by_slot = (-1, config.num_sources)
+        if frame_activity is not None:
+            frame_activity = self._pool_activity(frame_activity, frame_mask, num_samples).unflatten(0, by_slot)
         return CSCModelOutput(
             last_hidden_state=last_hidden_state,
             source_hidden_states=segments.unflatten(0, by_slot),
             source_embeddings=embeddings.unflatten(0, by_slot),
             source_activity=activity.unflatten(0, by_slot),
+            source_frame_activity=frame_activity,
             sources=sources,
         )
+
+    def _pool_activity(self, logits: torch.Tensor, frame_mask: torch.Tensor, num_samples: int) -> torch.Tensor:
+        """Logits and mask of the frames in segments `(rows, segments, segment_length, 1)` → means over the frames of
+        each `config.activity_stride` samples, `(rows, activity frames)`."""
+        config = self.config
+        hop, num_joined = config.segment_hop, config.activity_stride // (config.frame_stride * config.conv_stride)
+        both = torch.cat([logits * frame_mask, frame_mask.to(logits.dtype)], dim=-1)
+        both = overlap_add(both, hop) if config.segment_overlap else both.flatten(1, 2)
+        both = F.pad(both, (0, 0, 0, -both.shape[1] % num_joined)).unflatten(1, (-1, num_joined)).sum(2)
+        return crop(both[..., 0] / both[..., 1].clamp(min=1), 0, config.num_activity_frames(num_samples))
 
     def _attention_bias(self, features: torch.Tensor, segment_mask: torch.Tensor) -> torch.Tensor | None:
         """Padding mask over segments in the form that the attention implementation takes."""
@@ -1278,7 +1413,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         Args:
             query: Speaker embeddings, `(..., speaker_embedding_size)`.
             memory: `source_hidden_states` of the recordings, all slots and segments concatenated,
-                `(..., memory, hidden_size)`.
+                `(..., memory, segment_vector_size)`.
             memory_mask: 1 for real segments, `(..., memory)`. `None` means that all are real.
 
         Returns:
@@ -1290,7 +1425,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         return self._global_speaker_vectors(mean, variance, memory.dtype)
 
     def _global_speaker_vectors(self, mean: torch.Tensor, variance: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`(..., hidden_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes its embeddings."""
+        """`(..., segment_vector_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes its embeddings."""
         statistics = pooled_statistics(mean, variance).to(dtype)
         return self.csc.speaker_branch.embed(statistics, of_batch=False)
 
@@ -1346,6 +1481,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
             sources=outputs.sources,
             source_embeddings=outputs.source_embeddings,
             source_activity=outputs.source_activity,
+            source_frame_activity=outputs.source_frame_activity,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1366,6 +1502,11 @@ class CSCForPreTraining(CSCPreTrainedModel):
         num_present = present.sum()
         separation_loss = separation_loss * (num_present / _items_per_process(num_present, num_processes))
         activity_loss = slot_activity_loss(outputs.source_activity, permutation, present)
+        when: dict[str, torch.Tensor] = {}
+        if outputs.source_frame_activity is not None:
+            when["frame_activity_loss"] = frame_activity_loss(
+                outputs.source_frame_activity, source_values, permutation, attention_mask, config.activity_stride
+            )
 
         # From slot order to target order.
         embeddings = outputs.source_embeddings.take_along_dim(permutation[..., None], dim=1)
@@ -1382,6 +1523,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
             + config.contrastive_loss_weight * contrast["contrastive_loss"]
             + config.activity_loss_weight * activity_loss
         )
+        if when:
+            loss = loss + config.frame_activity_loss_weight * when["frame_activity_loss"]
         classification = {}
         if self.recording_classifier is not None:
             classification = self._classify(embeddings, recording_ids.masked_fill(~present, -100))
@@ -1389,6 +1532,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         return (
             contrast
             | classification
+            | when
             | {
                 "loss": loss,
                 "separation_loss": separation_loss,
@@ -1429,7 +1573,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
             embeddings: Of this process's targets, `(batch, slots, speaker_embedding_size)`.
             speaker_ids: Their identities, `(batch, slots)`; negative means none.
             mixture_ids: Identities in the mixtures of all processes, `(mixtures, slots)`.
-            memory: Segment vectors of these mixtures, `(mixtures, memory, hidden_size)`. Nothing says which slot holds
+            memory: Segment vectors of these mixtures, `(mixtures, memory, segment_vector_size)`. Nothing says which slot holds
                 which identity.
             memory_mask: False for padded segments, `(mixtures, memory)` bool.
             first: Row of this process's first mixture among all.
@@ -1541,11 +1685,17 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
             )
             activity_loss = slot_activity_loss(outputs.source_activity, permutation, present)
             loss = loss + self.config.activity_loss_weight * activity_loss
+            if outputs.source_frame_activity is not None:
+                when_loss = frame_activity_loss(
+                    outputs.source_frame_activity, labels, permutation, attention_mask, self.config.activity_stride
+                )
+                loss = loss + self.config.frame_activity_loss_weight * when_loss
         return CSCSeparationOutput(
             loss=loss,
             sources=outputs.sources,
             source_embeddings=outputs.source_embeddings,
             source_activity=outputs.source_activity,
+            source_frame_activity=outputs.source_frame_activity,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1642,7 +1792,7 @@ class CSCForAudioFrameClassification(CSCPreTrainedModel):
     def __init__(self, config: CSCConfig):
         super().__init__(config)
         self.csc = CSCModel(config)
-        slot_size = config.hidden_size + config.speaker_embedding_size
+        slot_size = config.segment_vector_size + config.speaker_embedding_size
         num_features = config.hidden_size + config.num_sources * slot_size
         self.classifier = nn.Linear(num_features, cast(int, config.num_labels))
         self.post_init()

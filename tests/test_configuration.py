@@ -31,8 +31,9 @@ from csc_hf import PRESETS, CSCConfig, CSCForPreTraining
         {"frame_stride": 2},
         {"frame_stride": 2, "front_end": "stft"},
         {"frame_stride": 0},
-        {"block": "tdnn"},
-        {"block": "conv"},
+        {"speaker_block": "tdnn"},
+        {"speaker_block": "conv"},
+        {"speaker_hidden_size": 24},
         {"num_recording_classes": 0},
         {"recording_scale": 0},
     ],
@@ -45,12 +46,12 @@ def test_impossible_values_name_the_field(values):
 
 def test_presets_are_the_documented_models():
     base, small = CSCConfig.base(), CSCConfig.small()
-    assert base.to_dict() == CSCConfig().to_dict()
+    assert base.to_dict() == CSCConfig(frame_activity=True).to_dict()
     assert (base.front_end, base.conv_kernel, base.hidden_size, base.segment_length) == ("conv", 32, 128, 64)
-    assert (small.front_end, small.conv_kernel, small.hidden_size, small.segment_length) == ("stft", 512, 96, 16)
+    assert (small.front_end, small.conv_kernel, small.hidden_size, small.segment_length) == ("stft", 512, 128, 8)
     assert CSCConfig.tiny(num_sources=3).num_sources == 3
     assert CSCConfig.tiny(front_end="stft").conv_kernel == 512
-    assert PRESETS == {"tiny": CSCConfig.tiny, "small": CSCConfig.small, "base": CSCConfig.base}
+    assert PRESETS == {name: getattr(CSCConfig, name) for name in ("tiny", "small", "small_v1", "base")}
     with torch.device("meta"):
         for config in (*(preset() for preset in PRESETS.values()), CSCConfig.tiny(front_end="stft")):
             CSCForPreTraining(config)
@@ -78,6 +79,7 @@ def test_lengths_are_those_of_the_model(config):
     assert config.num_encoder_frames(config.segment_samples) == config.segment_length
     assert config.num_encoder_frames(config.segment_samples + 1) == config.segment_length + 1
     lengths = torch.tensor([1, 400, 5000])
+    assert config.num_activity_frames(lengths).tolist() == [-(-n // config.activity_stride) for n in (1, 400, 5000)]
     assert config.num_segments(lengths).tolist() == [config.num_segments(length) for length in lengths.tolist()]
 
 

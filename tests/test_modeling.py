@@ -30,6 +30,7 @@ from csc_hf.modeling_csc import (
     CSCMaskedBatchNorm,
     CSCSTFTDecoder,
     CSCSTFTFrontEnd,
+    frame_activity_loss,
     headroom,
     mel_filters,
     overlap_add,
@@ -38,6 +39,7 @@ from csc_hf.modeling_csc import (
     pooled_statistics,
     split_frames,
     stft_window,
+    when_speech_sounds,
 )
 
 CLASSES = [
@@ -52,18 +54,20 @@ FRONT_ENDS = ["conv", "stft"]
 
 
 SPECTRAL = {
-    "mel": {"num_mel_bins": 20, "frame_stride": 2, "mask_hidden_size": 8, "embedding_batch_norm": True},
+    "mel": {"num_mel_bins": 20, "frame_stride": 2, "mask_hidden_size": 8, "frame_activity": True},
     "apart": {"segment_overlap": False},
     "tdnn": {
         "num_mel_bins": 20,
         "subtract_mean": True,
         "frame_stride": 2,
         "mask_hidden_size": 8,
-        "block": "conv",
+        "speaker_block": "conv",
+        "speaker_hidden_size": 24,
         "embedding_batch_norm": True,
         "num_speaker_layers": 2,
-        "segment_length": 3,
+        "segment_length": 4,
         "segment_overlap": False,
+        "frame_activity": True,
     },
 }
 """More models with the front end "stft", by a name that stands for it in these tests."""
@@ -465,6 +469,75 @@ def test_silent_targets_count_for_nothing():
     assert torch.autograd.grad(loss, zeros)[0].isfinite().all()
 
 
+def bursts(*spoken, num_frames=40, level=1.0):
+    """Noise in the frames of 512 samples from `start` up to `stop` of each pair, 50 dB less elsewhere."""
+    signal = 0.003 * torch.randn(num_frames, 512)
+    for start, stop in spoken:
+        signal[start:stop] = torch.randn(stop - start, 512)
+    return level * signal.flatten()
+
+
+def test_speech_sounds_where_its_level_says_so():
+    sources = torch.stack([bursts((3, 10), (11, 15), (20, 30), level=1e-3), bursts((0, 40)), torch.zeros(40 * 512)])[
+        None
+    ]
+    mask = torch.ones(1, 40 * 512, dtype=torch.long)
+    spoken = when_speech_sounds(sources, mask, 512)[0]
+    assert spoken[0].nonzero()[:, 0].tolist() == [*range(3, 15), *range(20, 30)]  # a pause of one frame is none
+    assert spoken[1].all() and not spoken[2].any()
+    mask[0, 25 * 512 :] = 0
+    assert when_speech_sounds(sources, mask, 512)[0, 0].nonzero()[:, 0].tolist() == [*range(3, 15), *range(20, 25)]
+
+
+def test_when_a_slot_speaks_is_told_in_the_order_of_the_slots():
+    sources = torch.stack([bursts((0, 10)), bursts((25, 38))])[None]
+    mask = torch.ones(1, 40 * 512, dtype=torch.long)
+    mask[:, 36 * 512 :] = 0
+    logits = torch.full((1, 2, 40), -9.0)
+    logits[0, 1, :10] = logits[0, 0, 25:] = 9.0
+    right = frame_activity_loss(logits, sources, torch.tensor([[1, 0]]), mask, 512)
+    wrong = frame_activity_loss(logits, sources, torch.tensor([[0, 1]]), mask, 512)
+    assert right < 1e-3 and wrong.item() == pytest.approx(9 * 2 * (10 + 11) / (2 * 36), rel=0.01)
+
+
+def test_when_a_slot_speaks_is_learnt():
+    model = CSCForPreTraining(tiny("tdnn", frame_activity=True, num_sources=1))
+    batch = {"input_values": bursts((3, 10), (20, 32))[None], "source_values": bursts((3, 10), (20, 32))[None, None]}
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(25):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    output = model.eval()(**batch)
+    spoken = [*range(3, 10), *range(20, 32)]
+    found = (output.source_frame_activity[0, 0] > 0).nonzero()[:, 0].tolist()
+    assert output.source_frame_activity.shape == (1, 1, 40) and len({*found} ^ {*spoken}) <= 4
+
+
+@pytest.mark.parametrize("front_end", ["mel", "tdnn"])
+def test_silence_of_a_slot_does_not_count_in_its_embedding(front_end):
+    """Frames in which the slots are told not to speak hold other speech, and the segment vectors do not change."""
+    model = CSCModel(tiny(front_end, frame_activity=True, subtract_mean=False, segment_length=8)).eval()
+    branch, config = model.speaker_branch, model.config
+    rows, num_segments = 2, 6
+    encoded = torch.randn(1, num_segments * 8 * config.frame_stride, 257, dtype=torch.complex64)
+    hidden = torch.randn(rows, num_segments * 8, config.hidden_size)
+    mask = torch.ones(rows, num_segments, 8, 1)
+    speaking = torch.full((rows, num_segments, 8, 1), 30.0)
+    speaking[:, 4:] = -30.0
+    blocks, branch.blocks = branch.blocks, torch.nn.ModuleList()  # which mix frames
+    with torch.no_grad():
+        arguments = (mask, None, torch.ones(rows, num_segments, dtype=torch.bool), speaking)
+        before = branch(hidden, *arguments, encoded)
+        changed = torch.cat([hidden[:, :32], torch.randn(rows, 16, config.hidden_size)], dim=1)
+        after = branch(changed, *arguments, encoded)
+    torch.testing.assert_close(after[1], before[1], atol=2e-3, rtol=0)
+    with torch.no_grad():
+        audible = branch(changed, mask, None, arguments[2], torch.full_like(speaking, 30.0), encoded)
+    assert (audible[1] - before[1]).abs().max() > 0.02
+    branch.blocks = blocks
+
+
 def test_activity_is_taught_where_the_targets_are():
     model = CSCForPreTraining(tiny())
     batch = mixtures()
@@ -735,10 +808,11 @@ def test_without_cross_attention_all_segments_count_alike():
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
-    weights = {"separation_loss_weight": 0.3, "contrastive_loss_weight": 0.7, "activity_loss_weight": 0.2}
-    output = CSCForPreTraining(tiny(**weights))(**mixtures())
-    expected = 0.3 * output.separation_loss + 0.7 * output.contrastive_loss + 0.2 * output.activity_loss
-    torch.testing.assert_close(output.loss, expected)
+    parts = {"separation": 0.3, "contrastive": 0.7, "activity": 0.2, "frame_activity": 0.4}
+    weights = {f"{name}_loss_weight": weight for name, weight in parts.items()}
+    output = CSCForPreTraining(tiny(frame_activity=True, **weights))(**mixtures())
+    torch.testing.assert_close(output.loss, sum(w * output[f"{name}_loss"] for name, w in parts.items()))
+    assert "frame_activity_loss" not in CSCForPreTraining(tiny())(**mixtures())
 
 
 def test_the_softmax_over_recordings_is_that_of_its_definition():
@@ -763,7 +837,11 @@ def test_the_softmax_over_recordings_teaches_all_that_it_uses():
     model = CSCForPreTraining(tiny("tdnn", num_recording_classes=7, contrastive_loss_weight=0.0)).train()
     wrap_layers(model)
     model(**mixtures(), recording_ids=torch.randint(0, 7, (6, 2))).loss.backward()
-    for module in (model.recording_classifier, model.csc.speaker_branch.embedding, model.csc.layers[0].conv.wrapped):
+    for module in (
+        model.recording_classifier,
+        model.csc.speaker_branch.embedding,
+        model.csc.speaker_branch.blocks[0].conv.wrapped,
+    ):
         assert any(p.grad is not None and p.grad.any() for p in module.parameters())
 
 

@@ -147,9 +147,6 @@ class ExplainedSkips:
             self.fail("No longer skipped by upstream: take it out of SKIPPED_BY_UPSTREAM.")
 
 
-NO_ATTENTION = "attention: convolutional blocks have none"
-
-
 def test_an_unexplained_skip_fails():
     class Case(ExplainedSkips, unittest.TestCase):
         def test_something(self):
@@ -308,12 +305,13 @@ class STFTModelTest(ModelTests, unittest.TestCase):
 
 @pytest.mark.release
 class BatchNormModelTest(ModelTests, unittest.TestCase):
-    """Convolutional blocks and batch norm, which have buffers and no attention."""
+    """A speaker branch of convolutions with batch norm, which has buffers."""
 
     front_end = "stft"
-    has_attentions = False
     options = {
-        "block": "conv",
+        "speaker_block": "conv",
+        "speaker_hidden_size": 24,
+        "frame_activity": True,
         "embedding_batch_norm": True,
         "num_mel_bins": 8,
         "subtract_mean": True,
@@ -326,12 +324,6 @@ class BatchNormModelTest(ModelTests, unittest.TestCase):
 def declared_tests(case: type) -> list[str]:
     """Names of its tests. Where upstream makes a test for each set of parameters, None is left under its own name."""
     return [name for name in dir(case) if name.startswith("test_") and getattr(case, name) is not None]
-
-
-for _name in declared_tests(BatchNormModelTest):
-    if any(word in _name for word in ("sdpa", "attention_outputs", "multimodal_outputs")):
-        _skipped = unittest.skip(NO_ATTENTION)(getattr(BatchNormModelTest, _name))
-        setattr(BatchNormModelTest, _name, _skipped)
 
 
 def release_only(test: Callable) -> Callable:

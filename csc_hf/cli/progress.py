@@ -26,9 +26,10 @@ class Progress:
         what: what is done, for the label.
         model: whose forward passes, a chunk of audio each, move the bar.
         files: all recordings.
+        step: seconds of audio by which a pass moves the bar; by default, those of `csc_hf.long_audio`.
     """
 
-    def __init__(self, what: str, model: Any, files: Sequence[Recording]):
+    def __init__(self, what: str, model: Any, files: Sequence[Recording], step: float | None = None):
         self.files = files
         self._is_shown = sys.stderr.isatty()
         if not self._is_shown:
@@ -39,7 +40,7 @@ class Progress:
 
         from ..long_audio import CHUNK_SECONDS, OVERLAP_SECONDS
 
-        self._step = CHUNK_SECONDS - OVERLAP_SECONDS
+        self._step = step or CHUNK_SECONDS - OVERLAP_SECONDS
         self._lengths = {recording: seconds_of(recording) or self._step for recording in files}
         self._done = 0.0
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()

@@ -4,10 +4,11 @@
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from .errors import DIFFERENT, SAME
 from .models import check_model, load_pipeline
 from .options import Json, Model
 from .output import Table, check_stdout, check_targets, print_json, yes_no
@@ -41,19 +42,20 @@ def separate(
                     f"{other.name!r} and {recording.name!r} would be written to the same files: separate them into "
                     "different folders"
                 )
-        pipe = load_pipeline("speech-separation", check_model(model))
-        from .files import separate_to_files
+        network = load_pipeline("speech-separation", check_model(model)).model
+        from ..long_audio import separate as separate_audio
+        from .files import write_voices
 
         out.mkdir(parents=True, exist_ok=True)
-        slots = range(pipe.model.config.num_sources)
+        slots = range(network.config.num_sources)
         targets = {recording: [out / f"{stem}-{slot + 1}.wav" for slot in slots] for stem, recording in stems.items()}
         check_targets([target for of_one in targets.values() for target in of_one], found)
         with contextlib.nullcontext() if as_json else Table("file", "slot", "activity", "speaks") as table:
 
             def work(recording: Recording) -> None:
                 written = [str(target) for target in targets[recording]]
-                audio, gain = separate_to_files(
-                    pipe.model, recording.path, lambda _: list(enumerate(written)), out.resolve()
+                audio, gain = write_voices(
+                    lambda parts: separate_audio(network, recording.path, output_files=parts), written, out.resolve()
                 )
                 if table is None:
                     result = {"files": written, "activity": audio.activity.tolist(), "gain": gain}
@@ -62,7 +64,7 @@ def separate(
                 for slot, (target, activity) in enumerate(zip(written, audio.activity.tolist(), strict=True)):
                     table.add(target, slot + 1, activity, yes_no(activity > 0))
 
-            return for_each(Progress("separating", pipe.model, found), work)
+            return for_each(Progress("separating", network, found), work)
 
 
 def extract(
@@ -74,27 +76,31 @@ def extract(
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FILE", help="Audio file to write; - for standard output.")
     ],
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest cosine at which a voice is taken for it. Replaces the model's.")
+    ] = None,
     as_json: Json = False,
     model: Model = None,
-) -> None:
+) -> int:
     """
-    Extract from a recording the voice that is most like an enrolled one.
+    Extract the voice of one person from a recording; where they do not speak, there is silence.
 
     ```
     csc-hf extract meeting.wav --enrol anna.wav --out anna-only.wav
     cat meeting.flac | csc-hf extract - -e anna.wav -o - > anna-only.wav
     ```
 
-    The score is the cosine of the two. A low one says that the voice is probably not there: what is written is the
-    voice most like it all the same. Files are 32-bit floats where the format has them, take constant memory, and
-    never clip.
+    The score is the highest cosine of the enrolled voice with one in the recording. Files are as long as the
+    recording, 32-bit floats where the format has them, take constant memory, and never clip.
+
+    Exit status: 0 extracted, 1 the voice is not in the recording and the file is silent, 2 an error.
     """
     with opened([mix], target) as (mixes, enrolments):
         if len(mixes) > 1:
             raise ValueError(f"MIX, {mix!r}, holds {len(mixes)} recordings: give one")
         if out == STDIN and as_json:
             raise ValueError("--json and --out - would both write to standard output: choose one")
-        from .files import check_format, separate_to_files
+        from .files import check_format, write_voices
 
         check_format(out)
         check_stdout(out)
@@ -102,21 +108,30 @@ def extract(
             check_targets([Path(out)], [*mixes, *enrolments])
             if not Path(out).resolve().parent.is_dir():
                 raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
-        pipe = load_pipeline("speech-separation", check_model(model))
-        from ..pipelines import closest_slot
-
-        result: dict[str, Any] = {}
-
-        def choose(audio: Any) -> list[tuple[int, str]]:
-            best, score = closest_slot(audio, enrolment)
-            result.update(score=score, activity=float(audio.activity[best]))
-            return [(best, out)]
+        pipe = load_pipeline("target-speaker-extraction", check_model(model))
+        from ..extraction import HOP_SECONDS
+        from ..extraction import extract as extract_voice
 
         folder = Path(tempfile.gettempdir()) if out == STDIN else Path(out).resolve().parent
-        with by_name(mixes, enrolments), Progress("extracting", pipe.model, [*mixes, *enrolments]):
-            enrolment = pipe._enrol(pipe._decode_enrolment([str(recording.path) for recording in enrolments]))
-            _, gain = separate_to_files(pipe.model, mixes[0].path, choose, folder)
+        files = [*mixes, *enrolments]
+        with by_name(mixes, enrolments), Progress("extracting", pipe.model, files, HOP_SECONDS):
+            pipe.enrol([str(recording.path) for recording in enrolments])
+            voice, gain = write_voices(
+                lambda parts: extract_voice(
+                    pipe.model,
+                    mixes[0].path,
+                    pipe.enrolled.embedding,
+                    threshold=threshold,
+                    output_file=parts[0],
+                ),
+                [out],
+                folder,
+            )
     if as_json:
-        print_json({"file": mixes[0].name, "out": out, **result, "gain": gain})
+        found = {"present": voice.present, "score": voice.score, "threshold": voice.threshold}
+        print_json({"file": mixes[0].name, "out": out, **found, "gain": gain})
     elif out != STDIN:
-        print(f"{out}: score {result['score']:.2f}, activity {result['activity']:.2f}")
+        verdict = "extracted" if voice.present else "not in the recording, the file is silent"
+        score = "a silent recording" if voice.score is None else f"score {voice.score:.2f}"
+        print(f"{out}: {verdict}: {score}, threshold {voice.threshold:.2f}")
+    return SAME if voice.present else DIFFERENT

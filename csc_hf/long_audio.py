@@ -86,8 +86,8 @@ def separate(
             by blocks (see `csc_hf.audio.read_blocks`).
         chunk_seconds: Length of a chunk. Memory grows with its square.
         overlap_seconds: Least overlap of neighbouring chunks. Chunks are of equal length, so they may share more.
-        output_files: One file for each slot, to which its source is written block by block as 32-bit floats: `.wav` or
-            another format that can hold them. If the input is a file as well, memory is constant.
+        output_files: One file for each slot, to which its source is written block by block: as 32-bit floats if its
+            format has them, such as `.wav`. If the input is a file as well, memory is constant.
 
     Raises:
         ValueError: The model is in training mode or does not separate; the waveform is not of shape (samples,), is
@@ -117,7 +117,7 @@ def separation(
             write = _array_writer(sources)
         else:
             sources = None
-            write = _file_writer(output_files, config.sampling_rate, files)
+            write = file_writer(output_files, config.sampling_rate, files)
         speakers = Speakers(num_sources)
         tail, position = np.zeros((num_sources, 0), np.float32), 0  # what is separated beyond `position`
         for start, samples in chunks(recording, config.sampling_rate, chunk_seconds, overlap_seconds):
@@ -183,11 +183,13 @@ class Recording:
     read: Callable[[int, int], np.ndarray]
 
 
-def open_recording(waveform, sampling_rate: int) -> Recording:
-    """A waveform (samples,), or an audio file, that `chunks` can read. See `separate` for errors."""
-    if isinstance(waveform, str | os.PathLike):
-        # The length is counted, since headers are wrong about it in some files.
-        num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
+def open_recording(waveform, sampling_rate: int, num_samples: int | None = None) -> Recording:
+    """A waveform (samples,), or an audio file (its path or its bytes), that `chunks` can read. `num_samples` is the
+    length of a file that was opened before. See `separate` for errors."""
+    if isinstance(waveform, str | os.PathLike | bytes):
+        if num_samples is None:
+            # It is counted, since headers are wrong about it in some files.
+            num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
         recording = Recording(num_samples, _reader(read_blocks(waveform, sampling_rate)))
     else:
         samples = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
@@ -219,16 +221,18 @@ def _reader(blocks: Iterator[np.ndarray]) -> Callable[[int, int], np.ndarray]:
 
 
 def chunks(
-    recording: Recording, sampling_rate: int, chunk_seconds: float, overlap_seconds: float
+    recording: Recording, sampling_rate: int, chunk_seconds: float, overlap_seconds: float, multiple: int = 1
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
     Yield the start of each chunk and its samples, float32.
 
     There are as few chunks as the overlap allows. They are of equal length and spread evenly over the recording, so
-    the last one is no short rest, which would tell the model little.
+    the last one is no short rest, which would tell the model little. Each begins with a multiple of `multiple` samples,
+    for which the last one may be longer by less than that.
 
     Raises:
-        ValueError: A sample is NaN or infinite, or the overlap is negative or above half of a chunk.
+        ValueError: A sample is NaN or infinite, the overlap is negative or above half of a chunk, or a file has become
+            shorter since it was opened.
     """
     size, overlap = round(chunk_seconds * sampling_rate), round(overlap_seconds * sampling_rate)
     if size < 1 or not 0 <= overlap <= size / 2:
@@ -240,8 +244,14 @@ def chunks(
     room = recording.num_samples - size  # from the first start to the last
     count = 1 + math.ceil(room / max(size - overlap, 1))
     for index in range(count):
-        start = room * index // max(count - 1, 1)
-        samples = recording.read(start, size)
+        start = room * index // max(count - 1, 1) // multiple * multiple
+        length = size if index < count - 1 else recording.num_samples - start
+        samples = recording.read(start, length)
+        if len(samples) < length:
+            raise ValueError(
+                f"the recording had {recording.num_samples} samples when it was opened, and now ends after "
+                f"{start + len(samples)}: read it when nothing changes it any more"
+            )
         finite = np.isfinite(samples)
         if not finite.all():
             raise ValueError(
@@ -337,6 +347,7 @@ def _one_of(output: Any, number: int, config: CSCConfig, num_samples: int) -> An
     ends = {
         "source_embeddings": config.speaker_embedding_size,
         "source_activity": config.num_sources,
+        "source_frame_activity": config.num_activity_frames(num_samples),
         "source_hidden_states": config.num_segments(num_samples),
         "sources": num_samples,
     }
@@ -459,11 +470,16 @@ def _array_writer(sources: np.ndarray) -> Callable[[np.ndarray], None]:
     return write
 
 
-def _file_writer(paths: Sequence[str | os.PathLike], sampling_rate: int, files: ExitStack):
-    """A function that appends blocks (slots, samples) to one file for each slot."""
+def file_writer(paths: Sequence[str | os.PathLike], sampling_rate: int, files: ExitStack):
+    """A function that appends blocks (slots, samples) to one file for each slot: as 32-bit floats if its format has
+    them."""
     import soundfile
 
-    outputs = [files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, "FLOAT")) for path in paths]
+    def subtype(path: str | os.PathLike) -> str | None:
+        ending = os.path.splitext(path)[1].lstrip(".").upper()
+        return "FLOAT" if soundfile.check_format(ending, "FLOAT") else None
+
+    outputs = [files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, subtype(path))) for path in paths]
 
     def write(block: np.ndarray) -> None:
         for output, samples in zip(outputs, block, strict=True):

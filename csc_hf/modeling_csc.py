@@ -328,8 +328,8 @@ def mel_filters(num_bands: int, num_bins: int, sampling_rate: int, device: torch
 
 
 def band_power(config: CSCConfig, spectrum: torch.Tensor) -> torch.Tensor:
-    """Complex spectrum `(..., bins)` of a waveform of unit power → power of each bin, or mel band, `(..., bands)`, which
-    is about one on average."""
+    """Complex spectrum `(..., bins)` of a waveform of unit power → power of each bin or mel band, `(..., bands)`,
+    about one on average."""
     power = (spectrum.real.square() + spectrum.imag.square()) * (4 / config.conv_kernel)
     if config.num_mel_bins is None:
         return power
@@ -763,8 +763,8 @@ class CSCSpeakerBranch(nn.Module):
         return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
 
     def embed(self, statistics: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
-        """Pooled statistics `(..., 2 * segment_vector_size)` → embeddings of unit length `(..., speaker_embedding_size)`,
-        float32. `of_batch` says whether the statistics are those of the slots of a batch."""
+        """Pooled statistics `(..., 2 * segment_vector_size)` → embeddings `(..., speaker_embedding_size)` of unit
+        length, float32. `of_batch` says whether the statistics are those of the slots of a batch."""
         if self.batch_norm is not None:
             statistics = self.batch_norm(statistics, torch.ones_like(statistics[..., :1]), of_batch)
         return F.normalize(self.embedding(statistics).float(), dim=-1)
@@ -828,8 +828,8 @@ class CSCSpeakerAggregator(nn.Module):
         return self.k_proj(self.memory_layer_norm(memory)).unflatten(-1, (self.num_heads, -1))
 
     def scores(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Attention logits of `(..., speaker_embedding_size)` over `(..., memory, segment_vector_size)`, whose leading axes
-        broadcast → `(..., heads, memory)`; all zero without cross-attention."""
+        """Attention logits of `(..., speaker_embedding_size)` over `(..., memory, segment_vector_size)`, whose leading
+        axes broadcast → `(..., heads, memory)`; all zero without cross-attention."""
         return _attention_scores(self.queries(query, memory.dtype), self.keys(memory))
 
     def forward(
@@ -1099,7 +1099,8 @@ def _answers(
         pair_identity, pair_mixture: `(pairs)`.
 
     Returns:
-        Two tensors of shape `(queries, identities, segment_vector_size)`, zero for an identity without a visible mixture.
+        Two tensors of shape `(queries, identities, segment_vector_size)`, zero for an identity without a visible
+        mixture.
     """
     # Relative to the mixture with the highest scores. The bound keeps a mixture far behind it from vanishing, where it
     # is the only one visible.
@@ -1425,7 +1426,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         return self._global_speaker_vectors(mean, variance, memory.dtype)
 
     def _global_speaker_vectors(self, mean: torch.Tensor, variance: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`(..., segment_vector_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes its embeddings."""
+        """`(..., segment_vector_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes embeddings."""
         statistics = pooled_statistics(mean, variance).to(dtype)
         return self.csc.speaker_branch.embed(statistics, of_batch=False)
 
@@ -1573,8 +1574,8 @@ class CSCForPreTraining(CSCPreTrainedModel):
             embeddings: Of this process's targets, `(batch, slots, speaker_embedding_size)`.
             speaker_ids: Their identities, `(batch, slots)`; negative means none.
             mixture_ids: Identities in the mixtures of all processes, `(mixtures, slots)`.
-            memory: Segment vectors of these mixtures, `(mixtures, memory, segment_vector_size)`. Nothing says which slot holds
-                which identity.
+            memory: Segment vectors of these mixtures, `(mixtures, memory, segment_vector_size)`. Nothing says which
+                slot holds which identity.
             memory_mask: False for padded segments, `(mixtures, memory)` bool.
             first: Row of this process's first mixture among all.
 

@@ -534,12 +534,18 @@ def _draw_noise(
     snr_db = rng.uniform(*config.noise_snr_db)
     if not clips or rng.random() >= config.recorded_noise_probability:
         return GeneratedNoise(int(rng.integers(2**63)), rng.uniform(*NOISE_TILT), snr_db)
+    return draw_recorded_noise(clips, config.num_samples, snr_db, rng)
+
+
+def draw_recorded_noise(
+    clips: Sequence[Clip], num_samples: int, snr_db: float, rng: np.random.Generator
+) -> RecordedNoise:
+    """A random part of one of the clips, or all of a short one, repeated."""
     clip = clips[int(rng.integers(len(clips)))]
-    start = clip.start + int(rng.integers(max(clip.num_samples - config.num_samples, 0) + 1))
-    positions = range(0, config.num_samples, clip.num_samples)  # a short clip is repeated
-    return RecordedNoise(
-        tuple(Piece(clip.id, start, min(clip.num_samples, config.num_samples - p), p) for p in positions), snr_db
-    )
+    start = clip.start + int(rng.integers(max(clip.num_samples - num_samples, 0) + 1))
+    positions = range(0, num_samples, clip.num_samples)
+    pieces = [Piece(clip.id, start, min(clip.num_samples, num_samples - p), p) for p in positions]
+    return RecordedNoise(tuple(pieces), snr_db)
 
 
 def _take(piece: Piece, speed: float, waveforms: Mapping[str, np.ndarray], starts: Mapping[str, int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-`pipeline("speaker-verification")` and `pipeline("speech-separation")` of Transformers.
+`pipeline("speaker-verification")`, `pipeline("speech-separation")` and `pipeline("target-speaker-extraction")` of
+Transformers.
 
 A recording is anything that `csc_hf.audio.decode_audio` takes: a path, the bytes of a file, a float array or tensor
 at the sampling rate of the model, `{"array": ..., "sampling_rate": ...}`, a decoded value of a `datasets` audio
@@ -10,6 +11,7 @@ column; or a row with such a column named "audio". It can have any length: long 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..enrolment import Enrolment, is_silent
+from .extraction import TargetSpeakerExtractionPipeline
 from .separation import SeparationModel, SpeechSeparationPipeline, closest_slot
 from .verification import SpeakerVerificationPipeline, VerificationModel
 
@@ -17,6 +19,7 @@ __all__ = [
     "Enrolment",
     "SpeakerVerificationPipeline",
     "SpeechSeparationPipeline",
+    "TargetSpeakerExtractionPipeline",
     "closest_slot",
     "is_silent",
     "register",
@@ -28,6 +31,7 @@ def register() -> None:
     for task, pipeline_class, model_class in (
         ("speaker-verification", SpeakerVerificationPipeline, VerificationModel),
         ("speech-separation", SpeechSeparationPipeline, SeparationModel),
+        ("target-speaker-extraction", TargetSpeakerExtractionPipeline, SeparationModel),
     ):
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=model_class, type="audio")
         # With this attribute, `save_pretrained` would save its file as remote code, which it is not made to be.

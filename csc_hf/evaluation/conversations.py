@@ -1,0 +1,176 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Recordings of which it is known who speaks when: generated conversations, and those of any data set with RTTM files."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..audio import SAMPLING_RATE, decode_audio
+from ..data.conversations import SPEECH_FRAME, ConversationConfig, draw_conversation, speech_activity
+from ..data.mixing import Clip, MixtureRecipe, mix
+from ..data.utterances import Utterance
+
+Turns = list[tuple[float, float, str]]
+"""Start and end in seconds, and the speaker."""
+
+NUM_TALKERS = (2, 3, 4, 5, 6)
+OVERLAPS = (0.0, 0.15, 0.3, 0.5)
+"""Shares of overlap that conversations are drawn with. What is measured is lower: it leaves out the silence in turns."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording to be diarized.
+
+    Attributes:
+        name: it is unique.
+        load: gives the waveform, float32 (samples,) at 16 kHz.
+        reference: who speaks when.
+    """
+
+    name: str
+    load: Callable[[], np.ndarray]
+    reference: Turns
+
+    @cached_property
+    def num_speakers(self) -> int:
+        return len({speaker for _, _, speaker in self.reference})
+
+    @cached_property
+    def overlap(self) -> float:
+        """Share of the speech, in time, in which several speak."""
+        borders = sorted([(start, 1) for start, _, _ in self.reference] + [(end, -1) for _, end, _ in self.reference])
+        speech = several = 0.0
+        count, last = 0, 0.0
+        for moment, change in borders:
+            speech += (moment - last) * (count > 0)
+            several += (moment - last) * (count > 1)
+            count, last = count + change, moment
+        return several / speech if speech else 0.0
+
+
+@dataclass
+class Conversations:
+    """Generated conversations.
+
+    Attributes:
+        recipes: by name.
+        waveforms: utterances and noise, by id.
+        speakers: of the utterances, by id.
+    """
+
+    recipes: dict[str, MixtureRecipe]
+    waveforms: dict[str, np.ndarray]
+    speakers: dict[str, str]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the recipes."""
+        recipes = {name: recipe.to_dict() for name, recipe in self.recipes.items()}
+        return hashlib.sha256(json.dumps(recipes, sort_keys=True).encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[Recording]:
+        for name, recipe in self.recipes.items():
+            yield Recording(name, lambda recipe=recipe: mix(recipe, self.waveforms)[0], self._reference(recipe))
+
+    def people(self, recipe: MixtureRecipe) -> list[str]:
+        """The speakers of a conversation, in the order of its sources."""
+        return [self.speakers[source.pieces[0].utterance] for source in recipe.sources]
+
+    def _reference(self, recipe: MixtureRecipe) -> Turns:
+        active = speech_activity(recipe, self.waveforms)
+        return activity_turns(active, SPEECH_FRAME / SAMPLING_RATE, self.people(recipe))
+
+
+def build_conversations(
+    utterances: Iterable[Utterance],
+    noise: Iterable[Utterance] = (),
+    seed: int = 0,
+    per_condition: int = 5,
+    seconds: float = 60.0,
+    num_talkers: Sequence[int] = NUM_TALKERS,
+    overlaps: Sequence[float] = OVERLAPS,
+    config: ConversationConfig | None = None,
+) -> Conversations:
+    """Draw conversations for each number of talkers and each share of overlap.
+
+    Args:
+        utterances: speech with its speakers and sources.
+        noise: recorded noise. Without it, noise is generated.
+        seed: of the draws.
+        per_condition: conversations of each condition.
+        seconds: length of a conversation.
+        num_talkers, overlaps: of the conditions.
+        config: how conversations are drawn, but for what the other arguments say.
+
+    Raises:
+        ValueError: as `draw_conversation`.
+    """
+    config = config or ConversationConfig(
+        turn_seconds=(1.0, 8.0),
+        pause_seconds=(0.1, 1.5),
+        overlap_seconds=(0.5, 4.0),
+        join_utterances=True,
+        noise_probability=0.5,
+        noise_snr_db=(10.0, 30.0),
+        reverb_probability=0.5,
+    )
+    speech, background = list(utterances), list(noise)
+    clips = [Clip(u.id, len(u.waveform), u.speaker, u.source) for u in speech]
+    noise_clips = [Clip(u.id, len(u.waveform)) for u in background]
+    recipes = {}
+    for talkers in num_talkers:
+        for overlap in overlaps:
+            one = replace(config, seconds=seconds, num_speakers=(talkers, talkers), overlap_ratio=overlap)
+            for number in range(per_condition):
+                name = f"talkers{talkers}-overlap{round(100 * overlap)}-{number}"
+                recipes[name] = draw_conversation(clips, one, seed, len(recipes), noise_clips)
+    return Conversations(
+        recipes,
+        {u.id: u.waveform for u in (*speech, *background)},
+        {u.id: u.speaker for u in speech if u.speaker is not None},
+    )
+
+
+def read_recordings(folder: Path, rttm: Path) -> list[Recording]:
+    """The recordings of an RTTM file, or of all in a folder: audio files of these names, with any ending, in a folder
+    or the folders in it.
+
+    Raises:
+        ValueError: there is no turn, or a recording has no file or several.
+    """
+    files = sorted(rttm.rglob("*.rttm")) if rttm.is_dir() else [rttm]
+    references: dict[str, Turns] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            columns = line.split()
+            if columns and columns[0] == "SPEAKER":
+                start, length = float(columns[3]), float(columns[4])
+                references.setdefault(columns[1], []).append((start, start + length, columns[7]))
+    if not references:
+        raise ValueError(f"no turns in {rttm}: give a file in RTTM format, or a folder of such files")
+    audio: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in (".rttm", ".uem", ".txt", ".json", ".lab"):
+            audio.setdefault(path.stem, []).append(path)
+    recordings = []
+    for name, turns in references.items():
+        found = audio.get(name, [])
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} audio files of the recording {name!r} in {folder}: one is needed")
+        recordings.append(Recording(name, lambda path=found[0]: decode_audio(path), turns))
+    return recordings
+
+
+def activity_turns(active: np.ndarray, frame_seconds: float, names: Sequence[str]) -> Turns:
+    """Turns from activity, bool (speakers, frames)."""
+    turns = []
+    for name, row in zip(names, active, strict=False):
+        edges = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+        turns += [(start * frame_seconds, end * frame_seconds, name) for start, end in edges.tolist()]
+    return sorted(turns)

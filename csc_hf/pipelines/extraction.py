@@ -1,0 +1,107 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+# mypy: disable-error-code="override"
+"""`pipeline("target-speaker-extraction")`."""
+
+from typing import Any
+
+from ..enrolment import Enrolment, enrol
+from ..extraction import extraction
+from ..long_audio import Job
+from .base import _CSCPipeline
+
+
+class TargetSpeakerExtractionPipeline(_CSCPipeline):
+    """
+    The voice of one enrolled person in a recording of any length, with any number of talkers, and silence where that
+    person does not speak.
+
+    Args:
+        model: A CSC model that separates. By name, a [`CSCForSpeechSeparation`] is loaded.
+        enrolment (*optional*): Recording of that person, or a list of several. A few seconds of speech will do. They
+            can be enrolled later, by `enrol`, as well.
+        threshold (`float`, *optional*): Lowest cosine at which a voice is taken for theirs. By default, that of the
+            model.
+
+    `threshold` can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go
+    through the model together. Results stay the same.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> import csc_hf
+
+    >>> extract = pipeline("target-speaker-extraction", model="user/csc", enrolment="anna.wav")
+    >>> extract("meeting.wav")
+    {'source': array([...], dtype=float32), 'sampling_rate': 16000, 'score': 0.71, 'present': True, 'threshold': 0.5}
+    ```"""
+
+    def __init__(self, *args, enrolment=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.enrolled: Enrolment | None = None
+        if enrolment is not None:
+            self.enrol(enrolment)
+
+    def _sanitize_parameters(self, **parameters):
+        unknown = parameters.keys() - {"threshold"}
+        if unknown:
+            raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has threshold")
+        return {}, parameters, {}
+
+    def enrol(self, recordings) -> None:
+        """
+        Choose the person whose voice is extracted from now on.
+
+        Args:
+            recordings: One recording, or a list of several.
+
+        Raises:
+            ValueError: A recording cannot be decoded, is empty, silent, or holds NaN.
+        """
+        enrolled = enrol(self.model.base_model, self._decode_enrolment(recordings))
+        if enrolled.silent:
+            raise ValueError("a recording of the enrolment is silent: leave it out")
+        self.enrolled = enrolled
+
+    def __call__(self, inputs, **options):
+        """
+        Args:
+            inputs: A recording, or a list, generator or dataset of recordings.
+            threshold: As of the pipeline.
+
+        Returns:
+            `dict`: `source`, float32 (samples,), silent where the person is not found, at the level at which the
+            voices best add up to the recording. It does not clip where the recording does not. `sampling_rate`;
+            `score`, the highest cosine of the enrolled person with a voice anywhere in the recording, None if that is
+            silent; `present`, whether it reaches the `threshold`: if not, all of the source is silent.
+
+            For a list, a list of results in its order; for a generator or dataset, an iterator.
+
+        Raises:
+            ValueError: Nobody is enrolled; a recording cannot be decoded, is empty, or holds NaN.
+        """
+        return super().__call__(inputs, **options)
+
+    def preprocess(self, inputs) -> dict:
+        if self.enrolled is None:
+            raise ValueError("nobody is enrolled: give enrolment=..., or call .enrol(recordings) first")
+        return {"recording": self._decode(inputs, "recording")}
+
+    def _num_samples(self, trial: dict) -> int:
+        return len(trial["recording"])
+
+    def _job(self, trial: dict, threshold: float | None = None) -> Job[dict]:
+        assert self.enrolled is not None  # `preprocess` has checked
+        if threshold is None:
+            threshold = 0.4
+        voice = yield from extraction(self.model, trial["recording"], self.enrolled.embedding, threshold=threshold)
+        return {
+            "source": voice.source,
+            "sampling_rate": self.model.config.sampling_rate,
+            "score": voice.score,
+            "present": voice.present,
+            "threshold": threshold,
+        }
+
+    def postprocess(self, outputs: dict) -> dict[str, Any]:
+        return outputs

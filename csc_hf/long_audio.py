@@ -227,8 +227,8 @@ def chunks(
     Yield the start of each chunk and its samples, float32.
 
     There are as few chunks as the overlap allows. They are of equal length and spread evenly over the recording, so
-    the last one is no short rest, which would tell the model little. Each begins with a multiple of `multiple` samples,
-    for which the last one may be longer by less than that.
+    the last one is no short rest, which would tell the model little. The start of each is a multiple of `multiple`
+    samples, for which the last one may be longer by less than that.
 
     Raises:
         ValueError: A sample is NaN or infinite, the overlap is negative or above half of a chunk, or a file has become

@@ -1,11 +1,11 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Recordings of which it is known who speaks when: generated conversations, and those of any data set with RTTM files."""
+"""Recordings of which it is known who speaks when: generated conversations, or any with RTTM files."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ Turns = list[tuple[float, float, str]]
 
 NUM_TALKERS = (2, 3, 4, 5, 6)
 OVERLAPS = (0.0, 0.15, 0.3, 0.5)
-"""Shares of overlap that conversations are drawn with. What is measured is lower: it leaves out the silence in turns."""
+"""Shares of overlap that conversations are drawn with. What is measured is lower: silence in turns does not count."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,14 @@ class Conversations:
 
     def __iter__(self) -> Iterator[Recording]:
         for name, recipe in self.recipes.items():
-            yield Recording(name, lambda recipe=recipe: mix(recipe, self.waveforms)[0], self._reference(recipe))
+            yield Recording(name, partial(self._waveform, recipe), self._reference(recipe))
 
     def people(self, recipe: MixtureRecipe) -> list[str]:
         """The speakers of a conversation, in the order of its sources."""
         return [self.speakers[source.pieces[0].utterance] for source in recipe.sources]
+
+    def _waveform(self, recipe: MixtureRecipe) -> np.ndarray:
+        return mix(recipe, self.waveforms)[0]
 
     def _reference(self, recipe: MixtureRecipe) -> Turns:
         active = speech_activity(recipe, self.waveforms)
@@ -123,7 +126,7 @@ def build_conversations(
     speech, background = list(utterances), list(noise)
     clips = [Clip(u.id, len(u.waveform), u.speaker, u.source) for u in speech]
     noise_clips = [Clip(u.id, len(u.waveform)) for u in background]
-    recipes = {}
+    recipes: dict[str, MixtureRecipe] = {}
     for talkers in num_talkers:
         for overlap in overlaps:
             one = replace(config, seconds=seconds, num_speakers=(talkers, talkers), overlap_ratio=overlap)
@@ -163,7 +166,7 @@ def read_recordings(folder: Path, rttm: Path) -> list[Recording]:
         found = audio.get(name, [])
         if len(found) != 1:
             raise ValueError(f"{len(found)} audio files of the recording {name!r} in {folder}: one is needed")
-        recordings.append(Recording(name, lambda path=found[0]: decode_audio(path), turns))
+        recordings.append(Recording(name, partial(decode_audio, found[0]), turns))
     return recordings
 
 

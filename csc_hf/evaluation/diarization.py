@@ -6,14 +6,14 @@ Error rates are those of pyannote.metrics, without a collar and with overlaps, o
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..audio import SAMPLING_RATE
-from ..diarization import DiarizationSettings, Evidence, decide, listen
+from ..diarization import DiarizationSettings, Evidence, decide, listen, listener
 from ..enrolment import enrol
 from ..long_audio import run
 from .conversations import Conversations, Recording, Turns
@@ -106,7 +106,8 @@ def evaluate(
     Returns:
         The recordings; for each diarizer its errors in each of them.
     """
-    heard, errors = [], {name: [] for name in diarizers}
+    heard: list[Recording] = []
+    errors: dict[str, list[Errors]] = {name: [] for name in diarizers}
     for recording in recordings:
         waveform = recording.load()
         heard.append(recording)
@@ -197,8 +198,8 @@ def fit_settings(
 ) -> DiarizationSettings:
     """Learn the settings of a model, but for its chunks, on conversations of people who are in no test.
 
-    Values of `GRID` are tried, one setting after the other, in two rounds. What is kept has the lowest diarization error
-    rate, in frames of the model, to which `COUNT_WEIGHT` adds wrong numbers of speakers.
+    Values of `GRID` are tried, one setting after the other, in two rounds. What is kept has the lowest diarization
+    error rate, in frames of the model, to which `COUNT_WEIGHT` adds wrong numbers of speakers.
 
     Args:
         model: with frame activity, in evaluation mode.
@@ -221,7 +222,7 @@ def fit_settings(
     best = cost(settings)
     for _, (name, values) in itertools.product(range(2), GRID.items()):
         for value in values:
-            tried = replace(settings, **{name: value})
+            tried = replace(settings, **dict[str, Any]({name: value}))
             if tried.offset <= tried.onset and (found := cost(tried)) < best:
                 settings, best = tried, found
     settings = replace(settings, name_threshold=_fit_names(model, conversations, heard, settings))
@@ -244,7 +245,7 @@ def frame_errors(reference: np.ndarray, found: np.ndarray) -> float:
 def _hear(model: Any, recording: Recording, settings: DiarizationSettings) -> tuple[Evidence, np.ndarray, list[str]]:
     """What the model says of a recording; who speaks in each of its frames, bool (speakers, frames); their names."""
     job = listen(model, recording.load(), settings.chunk_seconds, settings.overlap_seconds)
-    evidence = run(model.base_model, [job])[0]
+    evidence = run(listener(model), [job])[0]
     names = list(dict.fromkeys(speaker for _, _, speaker in recording.reference))
     reference = np.zeros((len(names), evidence.num_frames), dtype=bool)
     for start, end, speaker in recording.reference:

@@ -7,30 +7,45 @@ out still separates and still attends. Speakers that it never heard are verified
     accelerate launch examples/finetune_mixtures.py --model runs/pretrain                # the demo voices
     accelerate launch examples/finetune_mixtures.py --model runs/pretrain --train_data "train/*.parquet" \\
         --eval_data "dev/*.parquet" --source_column_name source --noise_data "noise/*.parquet"
+    accelerate launch examples/finetune_mixtures.py --model small --teacher campplus ...   # from nothing
+
+With --teacher, each slot also learns towards what a frozen speaker encoder says of its talker's clean utterance. The
+encoder hears each utterance once, without labels.
+
+Every option can stand in the YAML file that --config names, and on the command line, which wins. Fields of the model
+and of the mixtures stand in the file's mappings `model` (there, --model is `name`) and `mixing`, and have that name in
+front on the command line: --model.xvector_margin 0.3 --mixing.curriculum_batches 0 1000.
 
 For one embedding a recording, `finetune_verification.py` is simpler.
 """
 
+import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
-from csc_hf import CSCForPreTraining
+from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig, MixtureRecipe
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
+from csc_hf.evaluation.embedders import EMBEDDERS
 from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.verification import evaluate
 from csc_hf.modeling_csc import additive_angular_margin_loss
-from csc_hf.training.arguments import option
+from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.corpora import UNLABELLED, open_data
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
+    CheckpointArguments,
+    Milestones,
     SpeechArguments,
     load_model,
     open_speech,
@@ -38,7 +53,9 @@ from csc_hf.training.finetuning import (
     reservoir_config,
     save,
     train,
+    write_repository,
 )
+from csc_hf.training.teacher import centre, read_or_embed
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
@@ -48,7 +65,7 @@ NUM_SPEEDS = 3
 
 
 @dataclass
-class Arguments(SpeechArguments):
+class Arguments(CheckpointArguments, SpeechArguments):
     output_dir: str = option("runs/mixtures", "folder for the model, its feature extractor and results.json")
     learning_rate: float = option(5e-4, "highest learning rate of a cosine schedule")
     noise_data: str | None = option(
@@ -61,11 +78,37 @@ class Arguments(SpeechArguments):
     reverb_probability: float = option(0.0, "probability of a simulated room")
     num_identities: int = option(12, "speakers in a batch, of each device; two mixtures for each")
     classification_loss_weight: float = option(0.3, "weight of the classification beside the losses of pre-training")
+    teacher: str | None = option(
+        None,
+        f"encoder whose embeddings of clean utterances slots learn towards: {', '.join(EMBEDDERS)}, a saved model",
+    )
+    teacher_weight: float = option(5.0, "weight of that beside the losses of pre-training")
+    teacher_targets: str | None = option(
+        None, "file with the teacher's embeddings; default: teacher.safetensors in OUTPUT_DIR, made if it is not there"
+    )
     max_grad_norm: float = option(5.0, "gradients are scaled down to this norm")
     mixed_precision: str = option("no", "type that matrix products are computed in", choices=("no", "fp16", "bf16"))
     attn_implementation: str | None = option(None, 'of Transformers; "eager" is the fastest in bf16 on CPUs')
     eval_seconds: float = option(4.0, "length of the recordings that speakers are verified by")
     eval_recordings: int = option(6, "recordings of each speaker")
+
+    def __post_init__(self) -> None:
+        CheckpointArguments.__post_init__(self)
+        SpeechArguments.__post_init__(self)
+        if self.teacher_targets is not None and self.teacher is None:
+            raise ValueError("--teacher_targets needs --teacher, whose embeddings they are")
+
+
+SET_HERE = {
+    "num_identities",
+    "num_sources",
+    "supervision",
+    "seconds",
+    "single_speaker_probability",
+    "speed_probability",
+}
+SET_HERE |= {"speed_range", "reverb_probability", "recorded_noise_probability"}
+"""Fields of MixingConfig that have options of their own, or that the classification decides."""
 
 
 def number_slots(recipes: Sequence[MixtureRecipe], number_of: Mapping[str, int], num_speeds: int) -> torch.Tensor:
@@ -73,60 +116,138 @@ def number_slots(recipes: Sequence[MixtureRecipe], number_of: Mapping[str, int],
 
     Args:
         recipes: of the mixtures.
-        number_of: number of each utterance's speaker, by the utterance's id.
+        number_of: number of each utterance's speaker, by the utterance's id, where a speaker is known.
         num_speeds: speakers that a speaker is, by speed.
 
     Returns:
-        (mixtures, slots), -100 in empty slots.
+        (mixtures, slots), -100 in empty slots and where no speaker is known.
     """
     numbers = torch.full((len(recipes), recipes[0].num_sources), -100)
     for row, recipe in enumerate(recipes):
         for slot, source in enumerate(recipe.sources):
             speed = (round(10 * source.speed) - 10) % num_speeds
-            numbers[row, slot] = num_speeds * number_of[source.pieces[0].utterance] + speed
+            number = number_of.get(source.pieces[0].utterance)
+            if number is not None:
+                numbers[row, slot] = num_speeds * number + speed
     return numbers
 
 
-class SlotClassifier(nn.Module):
-    """The model of pre-training, and a classifier of the speaker in each slot."""
+def collect_targets(recipes: Sequence[MixtureRecipe], targets: Mapping[str, np.ndarray]) -> torch.Tensor:
+    """What the teacher says of the talker in each slot: the mean over the utterances of the crop, by their lengths.
 
-    def __init__(self, model: CSCForPreTraining, num_speakers: int, weight: float):
+    Args:
+        recipes: of the mixtures.
+        targets: (embedding,) of each utterance, by its id.
+
+    Returns:
+        (mixtures, slots, embedding) of unit length; zeros in empty slots, and where the speed is not 1: the teacher
+        has not heard that.
+    """
+    size = len(next(iter(targets.values())))
+    collected = np.zeros((len(recipes), recipes[0].num_sources, size), dtype=np.float32)
+    for row, recipe in enumerate(recipes):
+        for slot, source in enumerate(recipe.sources):
+            if source.speed == 1.0:
+                for piece in source.pieces:
+                    collected[row, slot] += piece.length * targets[piece.utterance]
+    return F.normalize(torch.from_numpy(collected), dim=-1)
+
+
+class SlotClassifier(nn.Module):
+    """The model of pre-training, a classifier of the speaker in each slot, and what compares slots with a teacher.
+
+    Args:
+        model: its embeddings are taught.
+        num_speakers: classes.
+        weight: of the classification loss.
+        teacher_size: size of the teacher's embeddings, None without a teacher.
+        teacher_weight: of the teacher loss, 1 - cosine.
+    """
+
+    def __init__(
+        self,
+        model: CSCForPreTraining,
+        num_speakers: int,
+        weight: float,
+        teacher_size: int | None = None,
+        teacher_weight: float = 0.0,
+    ):
         super().__init__()
         self.model = model
-        self.speakers = nn.Parameter(torch.empty(num_speakers, model.config.speaker_embedding_size))
+        size = model.config.speaker_embedding_size
+        self.speakers = nn.Parameter(torch.empty(num_speakers, size))
         nn.init.xavier_normal_(self.speakers)  # only directions count, and the shorter, the sooner they turn
-        self.weight = weight
+        self.projection = nn.Identity() if teacher_size in (None, size) else nn.Linear(size, teacher_size)
+        self.weight, self.teacher_weight = weight, teacher_weight
 
-    def forward(self, speakers: torch.Tensor, batch: MixtureBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, speakers: torch.Tensor, batch: MixtureBatch, targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         Args:
-            speakers: number of the speaker in each slot (mixtures, slots), negative in empty ones.
+            speakers: number of the speaker in each slot (mixtures, slots), negative in empty ones and where no speaker
+                is known.
             batch: what the model takes.
+            targets: the teacher's embedding of the talker in each slot (mixtures, slots, embedding), zeros for none.
 
         Returns:
-            The loss, the classification loss, and the share of the speakers that are classified right.
+            The loss, and figures: the classification `loss`, the share of the speakers that are classified right, the
+            losses of pre-training, the mean cosine to the `teacher`.
         """
         output = self.model(**batch)
         # The separated waveforms tell which slot holds whom.
         embeddings = output.source_embeddings.take_along_dim(output.permutation[..., None], dim=1)
-        speaking = speakers >= 0
+        config, known = self.model.config, speakers >= 0
+        labels = speakers[known]
         with torch.autocast(embeddings.device.type, enabled=False):
-            cosines = embeddings[speaking].float() @ F.normalize(self.speakers.float(), dim=-1).T
-        config, labels = self.model.config, speakers[speaking]
-        loss = additive_angular_margin_loss(cosines, labels, config.xvector_margin, config.xvector_scale)
-        return output.loss + self.weight * loss, loss, (cosines.argmax(-1) == labels).float().mean()
+            cosines = embeddings[known].float() @ F.normalize(self.speakers.float(), dim=-1).T
+            loss, accuracy = cosines.sum(), cosines.new_zeros(())  # 0 where no speaker is known
+            if len(labels):
+                loss = additive_angular_margin_loss(cosines, labels, config.xvector_margin, config.xvector_scale)
+                accuracy = (cosines.argmax(-1) == labels).float().mean()
+            total = output.loss + self.weight * loss
+            figures = {
+                "loss": loss,
+                "accuracy": accuracy,
+                "separation_loss": output.separation_loss,
+                "activity_loss": output.activity_loss,
+                "mutual_information": output.mutual_information,
+            }
+            if targets is not None:
+                present = targets.any(-1)
+                similarity = F.cosine_similarity(self.projection(embeddings.float()), targets, dim=-1)
+                num_present = present.sum().clamp(min=1)
+                figures["teacher"] = (similarity * present).sum() / num_present
+                total = total + self.teacher_weight * ((1 - similarity) * present).sum() / num_present
+        return total, figures
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        of_every_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        add_config_options(
+            parser.add_argument_group("model"),
+            CSCConfig,
+            "model.",
+            of_every_model,
+            "of a new model, before its preset",
+        )
+        add_config_options(parser.add_argument_group("mixing"), MixingConfig, "mixing.", SET_HERE)
+
+    args, others = parse_arguments(Arguments, argv, __doc__, DEMO, add_options)
+    options: dict[str, dict[str, Any]] = {"model": {}, "mixing": {}}
+    for name, value in others.items():
+        section, key = name.split(".")
+        options[section][key] = value
+    if args.attn_implementation is not None:
+        options["model"]["attn_implementation"] = args.attn_implementation
     accelerator = create_accelerator(args.cpu_threads, mixed_precision=args.mixed_precision)
     set_seed(args.seed)
     speech = open_speech(args)
     of_speaker = {speaker: number for number, speaker in enumerate(speech.speakers)}
     number_of = {utterance: of_speaker[speaker] for utterance, speaker in speech.speaker_of.items()}
 
-    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
-    pretrained = load_model(CSCForPreTraining, args.model, **options)
+    pretrained = load_model(CSCForPreTraining, args.model, **options["model"])
     noise = None
     if args.noise_data is not None:
         unlabelled = UNLABELLED | {"id_column": args.id_column_name}
@@ -143,28 +264,50 @@ def main(argv: list[str] | None = None) -> None:
             speed_range=SPEED_RANGE,
             reverb_probability=args.reverb_probability,
             recorded_noise_probability=args.recorded_noise_probability,
+            **options["mixing"],
         ),
         reservoir=reservoir_config(args),
         noise=noise,
         seed=args.seed,
         shard=Shard(accelerator.process_index, accelerator.num_processes),
     )
+    targets: dict[str, np.ndarray] | None = None
+    if args.teacher is not None:
+        with accelerator.main_process_first():  # the others read what it has written
+            targets = centre(read_or_embed(args.teacher, speech.training, args.output_dir, args.teacher_targets))
     num_speeds = NUM_SPEEDS if args.speed_probability else 1
-    model = SlotClassifier(pretrained, len(speech.speakers) * num_speeds, args.classification_loss_weight)
+    model = SlotClassifier(
+        pretrained,
+        len(speech.speakers) * num_speeds,
+        args.classification_loss_weight,
+        len(next(iter(targets.values()))) if targets else None,
+        args.teacher_weight,
+    )
 
     def compute_losses(model: nn.Module, batch: MixtureBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         numbers = number_slots(batch.recipes, number_of, num_speeds).to(accelerator.device)
         tensors = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        loss, classification_loss, accuracy = model(numbers, tensors)
-        return loss, {"loss": classification_loss, "accuracy": accuracy}
+        taught = collect_targets(batch.recipes, targets).to(accelerator.device) if targets else None
+        return model(numbers, tensors, taught)
 
-    results: dict[str, Any] = {"num_processes": accelerator.num_processes}
+    trials = None
     if accelerator.is_main_process:
         trials = speech.build_trials(args.seed, args.eval_seconds, args.eval_recordings)
-        results["before"] = evaluate(pretrained.to(accelerator.device), trials)
-    results |= train(accelerator, args, model, stream, compute_losses, args.max_grad_norm)
+
+    def measure() -> dict[str, Any]:
+        assert trials is not None, "only the main process measures"
+        return evaluate(pretrained, trials)
+
+    def write(folder: Path, results: dict[str, Any]) -> None:
+        report = format_report(results["curve"][-1])
+        write_repository(folder, args, pretrained, results, report, folder.name.removesuffix(".unfinished"))
+
+    milestones = Milestones(accelerator, args, stream, measure, write)
+    results: dict[str, Any] = {"num_processes": accelerator.num_processes}
+    results |= train(accelerator, args, model, stream, compute_losses, args.max_grad_norm, milestones)
     if accelerator.is_main_process:
-        results |= {"after": evaluate(pretrained, trials), "rows": stream.counters()}
+        curve = milestones.curve
+        results |= {"before": curve[0], "after": curve[-1], "curve": curve, "rows": stream.counters()}
         lines = [f"{len(speech.speakers)} training speakers, {len(speech.speaker_of)} utterances."]
         lines += [f"{moment} fine-tuning: {format_report(results[moment])}" for moment in ("before", "after")]
         save(args, pretrained, results, "\n".join(lines))

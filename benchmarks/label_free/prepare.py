@@ -15,6 +15,9 @@ Each folder below OUTPUT_DIR has Parquet files:
     noise: the noise.
 
 What is too short is left out and counted, and so is what has a licence that --leave_out names.
+
+To train with labels as well, --keep_rows writes one folder `train` instead of `recordings` and `people`: each row as
+it is, those of --unlabelled without a speaker, as FLAC, which is decoded faster than Opus.
 """
 
 import argparse
@@ -33,16 +36,19 @@ from csc_hf.audio import SAMPLING_RATE, decode_audio
 
 COLUMNS = ["id", "audio", "speaker_id", "source", "licence", "seconds"]
 
+HELP = f"Parquet files with {', '.join(COLUMNS)}; NAME=GLOB where they have no source, which is then NAME"
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     for name in ("labelled", "unlabelled", "voices", "noise"):
-        add(f"--{name}", nargs="*", default=[], metavar="GLOB", help=f"Parquet files with {', '.join(COLUMNS)}")
+        add(f"--{name}", nargs="*", default=[], metavar="GLOB", help=HELP)
     add("--output_dir", type=Path, required=True)
     add("--one_session", nargs="*", default=[], help="sources in which a speaker has one session")
     add("--dev_only", nargs="*", default=[], help="sources that are not trained on")
     add("--dev_share", type=float, default=0.12, help="share of the speakers of every other source")
+    add("--keep_rows", action="store_true", help="write `train`: rows as they are")
     add("--min_seconds", type=float, default=8.0, help="shorter recordings are left out: four crops of 2 s")
     add("--max_seconds", type=float, default=90.0, help="a joined recording ends here")
     add("--leave_out", nargs="*", default=[], metavar="LICENCE", help="beginnings of licences")
@@ -52,15 +58,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read(patterns: list[str], leave_out: list[str], counts: Counter[str]) -> Dataset | None:
     """All rows but those whose licence is left out; None without patterns."""
-    parts = [
-        load_dataset("parquet", data_files=pattern, split="train").cast_column("audio", Audio(decode=False))
-        for pattern in patterns
-    ]
+    parts = []
+    for pattern in patterns:
+        source, _, files = pattern.rpartition("=")
+        part = load_dataset("parquet", data_files=files, split="train").cast_column("audio", Audio(decode=False))
+        for column, value in (("source", source), ("licence", "")):
+            if column not in part.column_names:
+                part = part.add_column(column, [value] * len(part))
+        parts.append(part.select_columns([column for column in COLUMNS if column in part.column_names]))
     if not parts:
         return None
-    rows = concatenate_datasets(
-        [part.select_columns([column for column in COLUMNS if column in part.column_names]) for part in parts]
-    )
+    rows = concatenate_datasets(parts)
     allowed = rows.filter(lambda licence: not licence.startswith(tuple(leave_out)), input_columns="licence")
     counts["left out for their licence"] += len(rows) - len(allowed)
     return allowed
@@ -127,6 +135,17 @@ def long_rows(rows: Dataset, args: argparse.Namespace, counts: Counter[str]) -> 
             yield {column: row[column] for column in COLUMNS} | {"speaker_id": row["id"]}
 
 
+def keep(rows: Dataset, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rows as they are, as FLAC. What cannot be decoded is left out and counted."""
+    for row in rows:
+        try:
+            audio = {"bytes": encode(decode_audio(row["audio"])), "path": None}
+        except ValueError as error:
+            counts[f"{row['source']}: rows left out: {error}"] += 1
+            continue
+        yield {column: row[column] for column in COLUMNS} | {"audio": audio}
+
+
 def write(rows: Iterable[dict[str, Any]], folder: Path, num_shards: int) -> None:
     """Write Parquet files, with the rows in the order of a hash of their ids."""
     rows = sorted(rows, key=lambda row: rank(row["id"]))
@@ -147,23 +166,32 @@ def main(argv: list[str] | None = None) -> None:
     counts: Counter[str] = Counter()
     recordings: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     dev: list[dict[str, Any]] = []
     labelled = read(args.labelled, args.leave_out, counts)
     if labelled is not None:
         dev_speakers = choose_dev(labelled, args.dev_share, args.dev_only)
         train = labelled.filter(lambda speaker: speaker not in dev_speakers, input_columns="speaker_id")
         dev = list(labelled.filter(lambda speaker: speaker in dev_speakers, input_columns="speaker_id"))
-        is_session = [source in args.one_session for source in train["source"]]
-        recordings += join(train.select(np.flatnonzero(is_session)), args, counts)
-        people += join(train.select(np.flatnonzero(np.logical_not(is_session))), args, counts)
+        if args.keep_rows:
+            kept += keep(train, counts)
+        else:
+            is_session = [source in args.one_session for source in train["source"]]
+            recordings += join(train.select(np.flatnonzero(is_session)), args, counts)
+            people += join(train.select(np.flatnonzero(np.logical_not(is_session))), args, counts)
     voices = read(args.voices, args.leave_out, counts)
-    if voices is not None:
+    if voices is not None and args.keep_rows:
+        kept += keep(voices, counts)
+    elif voices is not None:
         recordings += join(voices, args, counts)
     unlabelled = read(args.unlabelled, args.leave_out, counts)
-    if unlabelled is not None:
+    if unlabelled is not None and args.keep_rows:
+        kept += ({**row, "speaker_id": None} for row in keep(unlabelled, counts))
+    elif unlabelled is not None:
         recordings += long_rows(unlabelled, args, counts)
     noise = read(args.noise, args.leave_out, counts)
-    for name, rows in (("recordings", recordings), ("people", people), ("dev", dev), ("noise", noise or [])):
+    folders = {"recordings": recordings, "people": people, "train": kept, "dev": dev, "noise": noise or []}
+    for name, rows in folders.items():
         write(rows, args.output_dir / name, args.num_shards)
     for what, count in counts.items():
         print(f"{count} {what}")

@@ -11,7 +11,7 @@ Rooms, levels and what else changes a source or a mixture: see `csc_hf.data.augm
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -50,6 +50,8 @@ class MixingConfig(AugmentationConfig):
         num_sources: slots of a mixture, that is, speakers at most.
         seconds: length of a mixture.
         supervision: what an identity is. "utterance": one utterance, no label is used; "speaker": a speaker.
+        unlabelled_probability: with supervision="speaker", share of the identities that are an utterance without a
+            speaker each. With 0, such utterances are not used.
         sir_db: level of the target relative to each interferer, over the whole crop.
         single_speaker_probability: probability that an observation holds its target alone. Otherwise the number of
             speakers is uniform in 2..num_sources. See `draw_group`.
@@ -76,6 +78,7 @@ class MixingConfig(AugmentationConfig):
     num_sources: int = 2
     seconds: float = 2.0
     supervision: str = "utterance"
+    unlabelled_probability: float = probability(0.0)
     sir_db: tuple[float, float] = interval(-5.0, 5.0, DB_LIMITS)
     single_speaker_probability: float = probability(0.25)
     noise_probability: float = probability(0.5)
@@ -96,6 +99,8 @@ class MixingConfig(AugmentationConfig):
         if self.supervision not in ("utterance", "speaker"):
             raise ValueError(f'supervision={self.supervision!r}: must be "utterance" or "speaker"')
         check_fields(self)
+        if self.unlabelled_probability and self.supervision != "speaker":
+            raise ValueError('unlabelled_probability needs supervision="speaker": without it, no label is used')
         needed = 2 * max(itertools.chain([0], *_shifts(self.num_observations, self.num_sources))) + 1
         if self.num_identities < needed:
             raise ValueError(
@@ -103,6 +108,11 @@ class MixingConfig(AugmentationConfig):
                 f"num_sources={self.num_sources}: two identities would meet in more than one mixture; raise it to "
                 f"{needed} or more"
             )
+
+    @property
+    def needs_speakers(self) -> bool:
+        """Whether utterances without a speaker cannot be used."""
+        return self.supervision == "speaker" and self.unlabelled_probability == 0
 
     @property
     def num_samples(self) -> int:
@@ -449,12 +459,13 @@ def _choose_identities(
 ) -> list[list[Clip]]:
     """The clips of `num_identities` identities, in random order, of all sources or of the one that a number in 0..1
     chooses."""
-    by_source: dict[str | None, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
-    everything: dict[str, list[Clip]] = defaultdict(list)
+    by_source: dict[str | None, dict[tuple[bool, str], list[Clip]]] = defaultdict(lambda: defaultdict(list))
+    everything: dict[tuple[bool, str], list[Clip]] = defaultdict(list)
     for clip in clips:
-        identity = clip.id if config.supervision == "utterance" else clip.speaker
-        if identity is None:
+        if clip.speaker is None and config.needs_speakers:
             raise ValueError(f'utterance {clip.id!r} has no speaker: supervision="speaker" needs one for each')
+        is_labelled = config.supervision == "speaker" and clip.speaker is not None
+        identity = (is_labelled, clip.speaker if is_labelled and clip.speaker is not None else clip.id)
         by_source[clip.source][identity].append(clip)
         everything[identity].append(clip)
     if len(everything) < config.num_identities:
@@ -466,13 +477,31 @@ def _choose_identities(
             "shuffle its rows"
         )
 
+    weights = _identity_weights(everything, config.unlabelled_probability)
     candidates = everything
     names = [name for name in sorted(by_source, key=str) if len(by_source[name]) >= config.num_identities]
     if names and which_source is not None:
-        shares = np.cumsum([len(by_source[name]) for name in names])
+        shares = np.cumsum([sum(weights[identity] for identity in by_source[name]) for name in names])
         candidates = by_source[names[np.searchsorted(shares, which_source * shares[-1], side="right")]]
     clips_of = list(candidates.values())
-    return [clips_of[i] for i in rng.choice(len(clips_of), config.num_identities, replace=False)]
+    p = None  # equally often
+    if config.unlabelled_probability:
+        p = np.array([weights[identity] for identity in candidates])
+        p = p / p.sum()
+    return [clips_of[i] for i in rng.choice(len(clips_of), config.num_identities, replace=False, p=p)]
+
+
+def _identity_weights(
+    identities: Collection[tuple[bool, str]], unlabelled_probability: float
+) -> dict[tuple[bool, str], float]:
+    """How often each identity, (whether it is labelled, its name), comes in relation to the others: equally often, but
+    those without a label, together, with a probability."""
+    num_labelled = sum(is_labelled for is_labelled, _ in identities)
+    num_others = len(identities) - num_labelled
+    if not unlabelled_probability or not num_labelled or not num_others:
+        return dict.fromkeys(identities, 1)
+    of_labelled, of_others = (1 - unlabelled_probability) / num_labelled, unlabelled_probability / num_others
+    return {identity: of_labelled if identity[0] else of_others for identity in identities}
 
 
 def _draw_speed(config: MixingConfig, rng: np.random.Generator) -> float:

@@ -175,8 +175,7 @@ class MixtureStream(IterableDataset):
         num_workers: int = 0,
     ):
         speech = [speech] if isinstance(speech, UtteranceStream) else list(speech)
-        needs_speaker = config.supervision == "speaker"
-        if needs_speaker and any(stream.speaker_column is None for stream in speech):
+        if config.supervision == "speaker" and any(stream.speaker_column is None for stream in speech):
             raise ValueError('supervision="speaker" needs speaker_column: name the column, or use "utterance"')
         if noise is not None and noise.corpus in {None, *(stream.corpus for stream in speech)}:
             raise ValueError(f"noise has the corpus name {noise.corpus!r}: give it one of its own")
@@ -203,7 +202,7 @@ class MixtureStream(IterableDataset):
             share["num_shares"] = shard.world_size * num_readers
             of_worker = _divide(reservoir, num_readers)
             held_speech = Reservoir(
-                speech, of_worker, probabilities=probabilities, seed=seed, needs_speaker=needs_speaker, **share
+                speech, of_worker, probabilities=probabilities, seed=seed, needs_speaker=config.needs_speakers, **share
             )
             held_noise = None
             if noise is not None:
@@ -378,7 +377,8 @@ class _Share:
         names = {}
         for source in (source for recipe in recipes for source in recipe.sources):
             utterance = self.speech.held[source.pieces[0].utterance].utterance
-            names[source.identity] = f"{utterance.speaker} x {source.speed}"  # at another speed, another speaker
+            who = utterance.speaker or f"utterance {utterance.id}"
+            names[source.identity] = f"{who} x {source.speed}"  # at another speed, another speaker
         hashes = {n: hashlib.blake2b(name.encode(), digest_size=8).digest() for n, name in names.items()}
         return [int.from_bytes(hashes[n]) >> 1 for n in range(config.num_identities)]
 

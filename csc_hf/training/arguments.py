@@ -230,8 +230,7 @@ def parse_pretraining_arguments(
         config = os.path.relpath(demo)
     sections: dict[str, dict[str, Any]] = {"model": {}, "mixing": {}}
     if config is not None:
-        options = _read_yaml(parser, config, nested)
-        sections = {name: options.pop(name) for name in sections}
+        options, sections = read_yaml(parser, config, nested)
         parser.set_defaults(**options, config=config)
     namespace: dict[str, Any] = vars(parser.parse_args(argv))
     for name in [name for name in namespace if "." in name]:
@@ -287,16 +286,29 @@ def field_descriptions(config_class: type) -> dict[str, str]:
     return {name: " ".join(text.split()).removesuffix(".") for name, text in found if name in fields}
 
 
-def _read_yaml(
+def read_yaml(
     parser: argparse.ArgumentParser, path: str | os.PathLike, nested: Mapping[str, Collection[str]]
-) -> dict[str, Any]:
-    """The options in a YAML file, with `model` and `mixing`. Exits where one is unknown, or not of its type."""
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The options in a YAML file, and its mappings `nested`, by name the fields that each may have. Exits where one
+    is unknown, or not of its type.
+
+    Where the name of a mapping is an option itself, the file may have the option's value there instead, or in the
+    mapping's field `name`."""
     with open(path, encoding="utf-8") as file:
         options = yaml.safe_load(file) or {}
     if not isinstance(options, dict):
         parser.error(f"{path} must be a mapping from options to their values")
-    sections = {name: options.pop(name, None) or {} for name in nested}
     actions = {action.dest: action for action in parser._actions if "." not in action.dest}
+    sections = {}
+    for name in nested:
+        values = options.pop(name, None) or {}
+        if name in actions:
+            if isinstance(values, str):
+                values = {"name": values}
+            if isinstance(values, dict) and "name" in values:
+                options[name] = values["name"]
+                values = {field: value for field, value in values.items() if field != "name"}
+        sections[name] = values
     _refuse_unknown(parser, path, "options", options, actions)
     for name, values in sections.items():
         _refuse_unknown(parser, path, name, values, nested[name])
@@ -312,8 +324,13 @@ def _read_yaml(
     if options.get("mixed_precision") is False:  # YAML reads `no` as false
         options["mixed_precision"] = "no"
     for name, value in options.items():
-        _check_value(parser, path, actions[name], value)
-    return options | sections
+        if actions[name].nargs in ("+", "*"):
+            values = options[name] = value if isinstance(value, list) else [value]
+        else:
+            values = [value]
+        for item in values:
+            _check_value(parser, path, actions[name], item)
+    return options, sections
 
 
 def _refuse_unknown(

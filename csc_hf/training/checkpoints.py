@@ -3,14 +3,23 @@
 
 A folder is written under another name, flushed to the disk, and renamed. Whenever a run is killed, what has a
 checkpoint's name is complete.
+
+A checkpoint is a Hub repository and, in `training_state`, what resuming needs besides.
 """
 
 import functools
+import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.stream import MixtureStream
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +82,118 @@ def delete_checkpoints(run: Path, keep: int) -> None:
     for path in list_checkpoints(run)[:-keep]:
         # Without a checkpoint's name, in case this is interrupted.
         shutil.rmtree(path.rename(_beside(path, "deleted")))
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    write_repository: Callable[[Path], None],
+    progress: Mapping[str, Any],
+    stream: MixtureStream,
+) -> None:
+    """Write a checkpoint. All processes call this.
+
+    Args:
+        accelerator: has prepared the model, the optimizer and the schedule.
+        folder: `checkpoint-100` in the folder of the run.
+        write_repository: writes the Hub repository into a folder; called on the main process.
+        progress: of the main process, what JSON takes: `load_checkpoint` returns it.
+        stream: of this process.
+    """
+    if accelerator.is_main_process:
+        unfinished = begin_folder(folder)
+        write_repository(unfinished)
+        (unfinished / "training_state").mkdir()
+        (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
+    accelerator.wait_for_everyone()
+    unfinished = _beside(folder, "unfinished")
+    accelerator.save_state(str(unfinished / "training_state"))
+    stream_state = unfinished / "training_state" / f"stream_{accelerator.process_index}.json"
+    stream_state.write_text(json.dumps(stream.state_dict()))
+    accelerator.wait_for_everyone()  # while one still writes, there are files that come and go
+    sync_folder(unfinished)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finish_folder(folder)
+
+
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, settings: Mapping[str, Any], stream: MixtureStream
+) -> dict[str, Any]:
+    """Continue from a checkpoint, exactly where the settings and the number of processes and workers are the same.
+
+    Args:
+        accelerator: as above.
+        checkpoint: its folder.
+        settings: those of this run, to be compared with `progress["settings"]`: changes are logged.
+        stream: of this process.
+
+    Returns:
+        The `progress` that was saved.
+    """
+    state = checkpoint / "training_state"
+    progress = json.loads((state / "progress.json").read_text())
+    for name, value in json.loads(json.dumps(settings)).items():
+        if value != (former := progress["settings"].get(name)):
+            logger.warning(
+                "%s was %r before and is %r now: the run goes on, but not as it would have", name, former, value
+            )
+    accelerator.load_state(str(state))
+    _load_stream(stream, [json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))])
+    logger.info("resumed from %s", checkpoint)
+    return progress
+
+
+def _load_stream(stream: MixtureStream, states: list[Mapping[str, Any]]) -> None:
+    """Continue reading where the streams of all former processes stopped."""
+    former = states[0]["world_size"], states[0]["num_workers"]
+    now = stream.shard.world_size, stream.num_workers
+    if former == now:
+        (own,) = (state for state in states if state["rank"] == stream.shard.rank)
+        stream.load_state_dict(own)
+        return
+    logger.warning(
+        "the checkpoint was made by %d processes with %d workers each, this run has %d with %d: rows that were "
+        "not read yet in their epoch are read next, each once, and the audio held then is dropped; the batches "
+        "are not those that they would have been",
+        *former,
+        *now,
+    )
+    stream.take_over(states)
+
+
+def find_checkpoint(resume_from: str | None, run: Path) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; None to start from the beginning.
+
+    Raises:
+        SystemExit: it is not a checkpoint.
+    """
+    if resume_from is None:
+        return None
+    if resume_from != "latest":
+        folder = Path(resume_from)
+        if not (folder / "training_state").is_dir():
+            raise SystemExit(f"--resume_from_checkpoint {folder}: no checkpoint of a training is there")
+        return folder
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        logger.warning("no checkpoint in %s yet: starting from the beginning", run)
+        return None
+    return checkpoints[-1]
+
+
+def refuse_later_checkpoints(run: Path, step: int) -> None:
+    """Check that a run that goes on after a step would not overwrite later checkpoints.
+
+    Raises:
+        SystemExit: there are some.
+    """
+    if later := [path for path in list_checkpoints(run) if checkpoint_step(path) > step]:
+        raise SystemExit(
+            f"{run} has checkpoints of another run, or of what came after step {step}: "
+            f"{', '.join(path.name for path in later)}. Delete them, resume from 'latest', or use another "
+            "--output_dir"
+        )
 
 
 def _beside(folder: Path, ending: str) -> Path:

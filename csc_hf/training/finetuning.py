@@ -20,12 +20,22 @@ from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, g
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import Clip, MixtureRecipe, mix
 from ..data.reservoir import Reservoir, ReservoirConfig
+from ..data.stream import MixtureStream
 from ..data.utterances import UtteranceStream, check_unique_ids
+from ..evaluation.reports import format_report
 from ..evaluation.trial_set import TrialSet
 from ..evaluation.trials import build_trials
 from ..feature_extraction_csc import CSCFeatureExtractor
-from .arguments import FILE_ENDINGS, HelpFormatter, option
-from .checkpoints import begin_folder, move_files
+from .arguments import FILE_ENDINGS, HelpFormatter, option, read_yaml
+from .checkpoints import (
+    begin_folder,
+    delete_checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    move_files,
+    refuse_later_checkpoints,
+    save_checkpoint,
+)
 from .corpora import only_split, open_data, usable_utterances
 from .distributed import create_training_arguments
 from .hub import save_repository
@@ -53,6 +63,7 @@ class FinetuningArguments:
     cpu_threads: int | None = option(None, "threads of each process; default: its share of the cores")
     seed: int = option(0, "of the weights, the training data and the evaluation")
     output_dir: str = option("runs/finetuned", "folder for the model, its feature extractor and results.json")
+    config: str | None = option(None, "YAML file with any of these options")
 
 
 @dataclass
@@ -80,6 +91,25 @@ class SpeechArguments(FinetuningArguments):
             raise ValueError("give --eval_data, of speakers that are not in the training data")
 
 
+@dataclass
+class CheckpointArguments:
+    """Options of a training that is evaluated on its way, and can be resumed.
+
+    Raises:
+        ValueError: a number of steps is not positive.
+    """
+
+    eval_steps: int | None = option(None, "evaluate every so many steps, besides before and after training")
+    checkpointing_steps: int | None = option(None, "save a checkpoint every so many steps")
+    save_total_limit: int | None = option(None, "keep only so many checkpoints, the newest")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint folder of the same run, or 'latest'")
+
+    def __post_init__(self) -> None:
+        for name in ("eval_steps", "checkpointing_steps", "save_total_limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
+
+
 def parse_arguments(
     arguments_class: type[Arguments],
     argv: Sequence[str] | None,
@@ -97,7 +127,8 @@ def parse_arguments(
         add_options: adds options that are no fields.
 
     Returns:
-        The options, and those of `add_options`.
+        The options, and those of `add_options`, by name. Those with a dot in their name stand in a mapping of the YAML
+        file: `mixing.seconds` in `mixing`.
     """
     types: Any = arguments_class
     parser = HfArgumentParser(
@@ -108,13 +139,22 @@ def parse_arguments(
     parser.set_defaults(train_data=[path] if several else path)
     if add_options is not None:
         add_options(parser)
+    sections: dict[str, dict[str, Any]] = {}
+    if (config := vars(parser.parse_known_args(argv)[0])["config"]) is not None:
+        nested: dict[str, set[str]] = {}
+        for section, _, name in (action.dest.partition(".") for action in parser._actions):
+            if name:
+                nested.setdefault(section, set()).add(name)
+        options, sections = read_yaml(parser, config, nested)
+        parser.set_defaults(**options)
     namespace: dict[str, Any] = vars(parser.parse_args(argv))
+    in_file = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
     names = {field.name for field in dataclasses.fields(arguments_class)}
     try:
         arguments = arguments_class(**{name: value for name, value in namespace.items() if name in names})
     except ValueError as error:
         parser.error(str(error))
-    return arguments, {name: value for name, value in namespace.items() if name not in names}
+    return arguments, in_file | {name: value for name, value in namespace.items() if name not in names}
 
 
 # --- speech with speakers ------------------------------------------------------------------------------------------
@@ -260,6 +300,90 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
 # --- training ------------------------------------------------------------------------------------------------------
 
 
+class Milestones:
+    """What happens on the way of a training that can be resumed: evaluations and checkpoints.
+
+    Args:
+        accelerator: from `create_accelerator`.
+        args: the options, those of `CheckpointArguments` among them.
+        stream: the batches, whose place is saved.
+        evaluate: measures the model as it is; called on the main process.
+        write_repository: writes a Hub repository with the model as it is into a folder, given what was measured;
+            called on the main process.
+
+    Attributes:
+        curve: the results of each evaluation, with their `step`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        args: Any,
+        stream: MixtureStream,
+        evaluate: Callable[[], dict[str, Any]],
+        write_repository: Callable[[Path, dict[str, Any]], None],
+    ):
+        self.accelerator, self.args, self.stream = accelerator, args, stream
+        self.evaluate_model, self.write_repository = evaluate, write_repository
+        self.folder = Path(args.output_dir)
+        self.curve: list[dict[str, Any]] = []
+
+    def begin(self, progress: "Progress") -> None:
+        """Evaluate; or continue from the checkpoint that the options name. Call when all is prepared."""
+        checkpoint = find_checkpoint(self.args.resume_from_checkpoint, self.folder)
+        if checkpoint is not None:
+            state = load_checkpoint(self.accelerator, checkpoint, self.settings(), self.stream)
+            progress.step, progress.curves, progress.recent = state["step"], state["curves"], state["recent"]
+            self.curve = state["curve"]
+        if self.args.checkpointing_steps:
+            refuse_later_checkpoints(self.folder, progress.step)
+        if checkpoint is None:
+            self.evaluate(0)
+
+    def pass_by(self, progress: "Progress") -> None:
+        """Call after each step."""
+        step, args = progress.step, self.args
+        if step == args.max_steps or (args.eval_steps and step % args.eval_steps == 0):
+            self.evaluate(step)
+        if args.checkpointing_steps and step % args.checkpointing_steps == 0:
+            self.save(progress)
+
+    def evaluate(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            self.curve.append({"step": step, **self.evaluate_model()})
+            tqdm.write(f"\nAfter {step} steps: {format_report(self.curve[-1])}\n")
+
+    def save(self, progress: "Progress") -> None:
+        state = dataclasses.asdict(progress) | {"curve": self.curve, "settings": self.settings()}
+        results = progress.curves | {"curve": self.curve}
+        folder = self.folder / f"checkpoint-{progress.step}"
+        save_checkpoint(
+            self.accelerator, folder, lambda unfinished: self.write_repository(unfinished, results), state, self.stream
+        )
+        if self.accelerator.is_main_process and self.args.save_total_limit is not None:
+            delete_checkpoints(self.folder, keep=self.args.save_total_limit)
+
+    def settings(self) -> dict[str, Any]:
+        """What the course of the training depends on."""
+        of_the_run = {option.name for option in dataclasses.fields(CheckpointArguments)} | {"output_dir", "config"}
+        return {name: value for name, value in dataclasses.asdict(self.args).items() if name not in of_the_run}
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: steps done.
+        curves: the figures, averaged over processes and over each `logging_steps` steps.
+        recent: the figures of each step since.
+    """
+
+    step: int = 0
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    recent: list[dict[str, float]] = field(default_factory=list)
+
+
 def train(
     accelerator: Accelerator,
     args: FinetuningArguments,
@@ -267,6 +391,7 @@ def train(
     batches: Iterable,
     compute_losses: Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]],
     max_grad_norm: float,
+    milestones: Milestones | None = None,
 ) -> dict[str, list[float]]:
     """Train a model for `max_steps` steps.
 
@@ -277,9 +402,13 @@ def train(
         batches: batches of this process; a `DataLoader` is shared out among the processes.
         compute_losses: takes the wrapped model and a batch, and returns the loss and the figures to log.
         max_grad_norm: gradients are scaled down to this norm.
+        milestones: evaluates, saves checkpoints and resumes.
 
     Returns:
         The figures, averaged over processes and over each `logging_steps` steps.
+
+    Raises:
+        SystemExit: the loss or its gradient is not finite.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=args.learning_rate)
@@ -290,24 +419,48 @@ def train(
     if isinstance(batches, torch.utils.data.DataLoader):
         batches = accelerator.prepare(batches)
 
+    progress = Progress()
+    if milestones is not None:
+        milestones.begin(progress)
     model.train()
-    curves: dict[str, list[float]] = {}
-    recent: list[dict[str, float]] = []
-    progress = tqdm(range(1, args.max_steps + 1), desc="training", disable=not accelerator.is_main_process)
-    for step, batch in zip(progress, batches, strict=False):
+    bar = tqdm(
+        range(progress.step + 1, args.max_steps + 1),
+        desc="training",
+        initial=progress.step,
+        total=args.max_steps,
+        disable=not accelerator.is_main_process,
+    )
+    for step, batch in zip(bar, batches, strict=False):
         loss, figures = compute_losses(model, batch)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learning, max_grad_norm)
+        norm = accelerator.clip_grad_norm_(learning, max_grad_norm)
+        _check_finite(accelerator, step, loss, norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        recent.append({name: accelerator.reduce(figure.detach(), "mean").item() for name, figure in figures.items()})
+        values = {name: accelerator.reduce(figure.detach(), "mean").item() for name, figure in figures.items()}
+        progress.step = step
+        progress.recent.append(values)
         if step % args.logging_steps == 0:
             for name in figures:
-                curves.setdefault(name, []).append(float(np.mean([values[name] for values in recent])))
-            recent.clear()
-            progress.set_postfix({name: f"{curve[-1]:.3f}" for name, curve in curves.items()})
-    return curves
+                mean = float(np.mean([values[name] for values in progress.recent]))
+                progress.curves.setdefault(name, []).append(mean)
+            progress.recent.clear()
+            bar.set_postfix({name: f"{curve[-1]:.3f}" for name, curve in progress.curves.items()})
+        if milestones is not None:
+            milestones.pass_by(progress)
+    return progress.curves
+
+
+def _check_finite(accelerator: Accelerator, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
+    """Raises SystemExit where a step would make the weights NaN."""
+    # The gradients of float16 overflow now and then: its loss scale is then lowered, and the step left out.
+    may_overflow = accelerator.scaler is not None or norm is None
+    if not loss.isfinite() or not (may_overflow or torch.as_tensor(norm).isfinite()):
+        raise SystemExit(
+            f"at step {step} the loss is {float(loss)}, and the norm of its gradient {norm}: lower --learning_rate, "
+            "or resume from an earlier checkpoint where there is one"
+        )
 
 
 def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any) -> TrainingArguments:
@@ -332,8 +485,14 @@ def save(args: FinetuningArguments, model: PreTrainedModel, results: dict[str, A
     """Write the model, its feature extractor, its card and results.json to `output_dir`, and print the report."""
     folder = Path(args.output_dir)
     unfinished = begin_folder(folder / "final")
-    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
-    results = {"settings": dataclasses.asdict(args), **results}
-    save_repository(unfinished, model, extractor, results, report, repo_id=folder.name)
+    write_repository(unfinished, args, model, results, report, folder.name)
     move_files(unfinished, folder)
     print(f"{report}\nSaved in {folder}")
+
+
+def write_repository(
+    folder: Path, args: FinetuningArguments, model: PreTrainedModel, results: dict[str, Any], report: str, name: str
+) -> None:
+    """Write a Hub repository into a folder. Its card loads the model by `name`."""
+    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
+    save_repository(folder, model, extractor, {"settings": dataclasses.asdict(args), **results}, report, repo_id=name)

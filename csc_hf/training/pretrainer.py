@@ -33,12 +33,13 @@ from ..modeling_csc import CSCForPreTraining
 from .arguments import PretrainingArguments
 from .checkpoints import (
     begin_folder,
-    checkpoint_step,
     delete_checkpoints,
+    find_checkpoint,
     finish_folder,
-    list_checkpoints,
+    load_checkpoint,
     move_files,
-    sync_folder,
+    refuse_later_checkpoints,
+    save_checkpoint,
 )
 from .collapse import CollapsedError, CollapseGuard
 from .corpora import open_held_out, open_mixtures, usable_utterances
@@ -146,10 +147,11 @@ class Pretrainer:
             The exit status: 1 where the last push to the Hub failed, else 0.
         """
         args = self.args
-        checkpoint = find_checkpoint(args)
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, self.folder)
         if checkpoint is not None:
             self.load(checkpoint)
-        self._refuse_later_checkpoints()
+        if args.checkpointing_steps:
+            refuse_later_checkpoints(self.folder, self.step)
         if not self.curve:
             self.evaluate()
         if self.batch_log is not None:
@@ -318,28 +320,19 @@ class Pretrainer:
         """Write a complete Hub repository and, in `training_state`, what resuming needs besides."""
         folder = self.folder / f"checkpoint-{self.step}"
         model = self.whole_model()
-        if self.accelerator.is_main_process:
-            unfinished = begin_folder(folder)
+        progress = {
+            "step": self.step,
+            "training": self.training,
+            "curve": self.curve,
+            "settings": self.args.settings(),
+            "collapsed_since": self.guard.since,
+        }
+
+        def write(unfinished: Path) -> None:
             self.write_repository(unfinished, model, folder.name)
-            (unfinished / "training_state").mkdir()
-            progress = {
-                "step": self.step,
-                "training": self.training,
-                "curve": self.curve,
-                "settings": self.args.settings(),
-                "collapsed_since": self.guard.since,
-            }
-            (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
-        self.accelerator.wait_for_everyone()
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        self.accelerator.save_state(str(unfinished / "training_state"))
-        stream_state = unfinished / "training_state" / f"stream_{self.accelerator.process_index}.json"
-        stream_state.write_text(json.dumps(self.stream.state_dict()))
-        self.accelerator.wait_for_everyone()  # while one still writes, there are files that come and go
-        sync_folder(unfinished)
-        self.accelerator.wait_for_everyone()
+
+        save_checkpoint(self.accelerator, folder, write, progress, self.stream)
         if self.accelerator.is_main_process:
-            finish_folder(folder)
             if self.hub is not None:
                 self.hub.push(folder, f"Step {self.step}")
             if self.args.save_total_limit is not None:
@@ -347,44 +340,9 @@ class Pretrainer:
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint, exactly where the number of processes and workers is the same."""
-        state = checkpoint / "training_state"
-        progress = json.loads((state / "progress.json").read_text())
-        for name, value in json.loads(json.dumps(self.args.settings())).items():
-            if value != (former := progress["settings"].get(name)):
-                logger.warning(
-                    "%s was %r before and is %r now: the run goes on, but not as it would have", name, former, value
-                )
-        self.accelerator.load_state(str(state))
+        progress = load_checkpoint(self.accelerator, checkpoint, self.args.settings(), self.stream)
         self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
         self.guard.since = progress["collapsed_since"]
-        self._load_stream([json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))])
-        logger.info("resumed from %s", checkpoint)
-
-    def _load_stream(self, states: list[Mapping[str, Any]]) -> None:
-        """Continue reading where the streams of all former processes stopped."""
-        former = states[0]["world_size"], states[0]["num_workers"]
-        now = self.accelerator.num_processes, self.args.num_workers
-        if former == now:
-            (own,) = (state for state in states if state["rank"] == self.accelerator.process_index)
-            self.stream.load_state_dict(own)
-            return
-        logger.warning(
-            "the checkpoint was made by %d processes with %d workers each, this run has %d with %d: rows that were "
-            "not read yet in their epoch are read next, each once, and the audio held then is dropped; the batches "
-            "are not those that they would have been",
-            *former,
-            *now,
-        )
-        self.stream.take_over(states)
-
-    def _refuse_later_checkpoints(self) -> None:
-        later = [path for path in list_checkpoints(self.folder) if checkpoint_step(path) > self.step]
-        if self.args.checkpointing_steps and later:
-            raise SystemExit(
-                f"{self.folder} has checkpoints of another run, or of what came after step {self.step}: "
-                f"{', '.join(path.name for path in later)}. Delete them, resume from 'latest', or use another "
-                "--output_dir"
-            )
 
     def _cut_batch_log(self, batch_log: Path) -> None:
         """Drop the batches that a killed run had logged after its last checkpoint."""
@@ -449,23 +407,3 @@ def build_config(options: Mapping[str, Any]) -> CSCConfig:
     if config.sampling_rate != SAMPLING_RATE:
         raise SystemExit(f"sampling_rate {config.sampling_rate}: mixtures have {SAMPLING_RATE} Hz")
     return config
-
-
-def find_checkpoint(args: PretrainingArguments) -> Path | None:
-    """The folder that `resume_from_checkpoint` means; None to start from the beginning.
-
-    Raises:
-        SystemExit: it is not a checkpoint.
-    """
-    if args.resume_from_checkpoint is None:
-        return None
-    if args.resume_from_checkpoint != "latest":
-        folder = Path(args.resume_from_checkpoint)
-        if not (folder / "training_state").is_dir():
-            raise SystemExit(f"--resume_from_checkpoint {folder}: no checkpoint of pre-training is there")
-        return folder
-    checkpoints = list_checkpoints(Path(args.output_dir))
-    if not checkpoints:
-        logger.warning("no checkpoint in %s yet: starting from the beginning", args.output_dir)
-        return None
-    return checkpoints[-1]

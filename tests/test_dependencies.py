@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The first that fits a file is the extra that its imports have to be in; "" is the core.
 AREAS = {
     "csc_hf/data/utterances.py": "eval",  # csc_hf.evaluation imports it
+    "csc_hf/cli/live.py": "live",
     "csc_hf/cli": "cli",
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",

@@ -33,8 +33,8 @@ NOT_RUN = {
 FINETUNING = "--max_steps 2 --warmup_steps 1 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1"
 SHORTER = {
     "examples/pretrain.py": "--max_train_steps 2 --warmup_steps 1 --model.preset tiny --model.front_end stft "
-    "--mixing.seconds 0.5 --per_device_train_batch_size 4 --reservoir_seconds 60 --eval_seconds 0.5 --eval_recordings 2 "
-    "--cpu_threads 1",
+    "--mixing.seconds 0.5 --per_device_train_batch_size 4 --reservoir_seconds 60 --eval_seconds 0.5 "
+    "--eval_recordings 2 --cpu_threads 1",
     "examples/evaluate_verification.py": "--seconds 0.5 --recordings 3 --num_resamples 0",
     "examples/finetune_verification.py": f"{FINETUNING} --batch_size 4",
     "examples/finetune_mixtures.py": f"{FINETUNING} --num_identities 4",
@@ -77,9 +77,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for name in ("benchmarks", "docs", "examples", "metrics", "model_cards"):
         (folder / name).symlink_to(ROOT / name)
-    speech = {
-        name: pq.read_table(ROOT / "examples" / "demo_speech" / name).slice(0, 80) for name in ("train", "test")
-    }
+    speech = {name: pq.read_table(ROOT / "examples" / "demo_speech" / name).slice(0, 80) for name in ("train", "test")}
     for name, of in (
         ("train", "train"),
         ("dev", "train"),

@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from .card import card
+from .diarization import diarize
 from .embedding import embed
 from .errors import Commands
 from .evaluation import evaluate
+from .live import live
 from .separation import extract, separate
 from .voices import enrol, identify, verify
 
@@ -41,12 +43,14 @@ def manual(
     ] = False,
 ) -> None:
     """
-    Who speaks, when others speak too: verify, enrol, identify and separate voices.
+    Who speaks, when others speak too: verify, enrol, identify, diarize and separate voices.
 
     ```
     csc-hf verify anna.wav meeting.wav        # is it the same voice?
     csc-hf enrol Anna anna1.wav anna2.wav --store voices.safetensors
     csc-hf identify calls/ --store voices.safetensors
+    csc-hf diarize meeting.wav --rttm meeting.rttm
+    arecord -t raw -f S16_LE -r 16000 | csc-hf live -
     csc-hf separate meeting.wav --out separated
     csc-hf extract meeting.wav --enrol anna.wav --out anna-only.wav
     ```
@@ -60,15 +64,15 @@ def manual(
     **Results** go to standard output: a table on a terminal, lines with tabs elsewhere, and JSON with `--json`, an
     object a line. Progress and errors go to standard error.
 
-    **Exit status**: 0 done (`verify`: same voice), 1 different voices (`verify` only), 2 an error, 3 nothing
-    decided (`verify` only), 130 interrupted, 141 nobody reads the output. Where one of several recordings cannot
-    be used, the others are, and the status is 2.
+    **Exit status**: 0 done (`verify`: same voice), 1 different voices (`verify`) or no such voice (`extract`), 2 an
+    error, 3 nothing decided (`verify` only), 130 interrupted, 141 nobody reads the output. Where one of several
+    recordings cannot be used, the others are, and the status is 2.
 
     `csc-hf COMMAND --help` explains a command.
     """
 
 
-for command in (embed, verify, enrol, identify, separate, extract):
+for command in (embed, verify, enrol, identify, diarize, live, separate, extract):
     app.command()(command)
 # argparse reads its options, as in examples/evaluate_verification.py.
 passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -41,6 +41,11 @@ class Table:
             Console().print(table)
 
 
+def print_row(*cells: str) -> None:
+    """Print a row at once: in columns on a terminal, elsewhere with tabs."""
+    print("  ".join(f"{cell:>8}" for cell in cells) if sys.stdout.isatty() else "\t".join(cells), flush=True)
+
+
 def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
 

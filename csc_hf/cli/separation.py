@@ -4,13 +4,13 @@
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .errors import DIFFERENT, SAME
 from .models import check_model, load_pipeline
-from .options import Json, Model
+from .options import Condition, Json, Model, Threshold
 from .output import Table, check_stdout, check_targets, print_json, yes_no
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, by_name, opened
@@ -76,9 +76,8 @@ def extract(
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FILE", help="Audio file to write; - for standard output.")
     ],
-    threshold: Annotated[
-        float | None, typer.Option(help="Lowest cosine at which a voice is taken for it. Replaces the model's.")
-    ] = None,
+    threshold: Threshold = None,
+    condition: Condition = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -109,29 +108,36 @@ def extract(
             if not Path(out).resolve().parent.is_dir():
                 raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
         pipe = load_pipeline("target-speaker-extraction", check_model(model))
-        from ..extraction import HOP_SECONDS
+        from ..extraction import LATENCY_SECONDS
         from ..extraction import extract as extract_voice
 
+        lowest = threshold if threshold is not None else calibrated_threshold(pipe.model, condition)
         folder = Path(tempfile.gettempdir()) if out == STDIN else Path(out).resolve().parent
         files = [*mixes, *enrolments]
-        with by_name(mixes, enrolments), Progress("extracting", pipe.model, files, HOP_SECONDS):
+        with by_name(mixes, enrolments), Progress("extracting", pipe.model, files, LATENCY_SECONDS / 2):
             pipe.enrol([str(recording.path) for recording in enrolments])
             voice, gain = write_voices(
                 lambda parts: extract_voice(
-                    pipe.model,
-                    mixes[0].path,
-                    pipe.enrolled.embedding,
-                    threshold=threshold,
-                    output_file=parts[0],
+                    pipe.model, mixes[0].path, pipe.enrolled.embedding, threshold=lowest, output_file=parts[0]
                 ),
                 [out],
                 folder,
             )
     if as_json:
-        found = {"present": voice.present, "score": voice.score, "threshold": voice.threshold}
+        found = {"present": voice.present, "score": voice.score, "threshold": lowest}
         print_json({"file": mixes[0].name, "out": out, **found, "gain": gain})
     elif out != STDIN:
         verdict = "extracted" if voice.present else "not in the recording, the file is silent"
         score = "a silent recording" if voice.score is None else f"score {voice.score:.2f}"
-        print(f"{out}: {verdict}: {score}, threshold {voice.threshold:.2f}")
+        print(f"{out}: {verdict}: {score}, threshold {lowest:.2f}")
     return SAME if voice.present else DIFFERENT
+
+
+def calibrated_threshold(model: Any, condition: str | None) -> float:
+    """The score above which a voice is the enrolled one, by the calibration of the model."""
+    from ..evaluation.calibration import Calibration
+
+    calibration = Calibration.load(model, condition)
+    if calibration is None:
+        raise ValueError("the model has no calibration, so it is not known which score is high: give --threshold")
+    return calibration.threshold

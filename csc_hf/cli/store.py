@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..configuration_csc import CSCConfig
-from ..modeling_csc import CSCPreTrainedModel
 from ..enrolment import Enrolment
+from ..modeling_csc import CSCPreTrainedModel
 
 FORMAT = "csc_hf.voices"
 VERSION = 1

@@ -123,7 +123,7 @@ def enrol(
             pipe.enrol(name, paths)
         if pipe.enrolled[name].silent:
             from ..audio import decode_audio
-            from ..pipelines import is_silent
+            from ..enrolment import is_silent
 
             silent = [recording.name for recording in found if is_silent(decode_audio(recording.path))]
             raise ValueError(f"{', '.join(map(repr, silent))}: nobody speaks there, leave it out")

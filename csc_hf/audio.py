@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,44 @@ SAMPLING_RATE = 16_000
 SILENCE_POWER = 1e-8
 """Mean square below which audio counts as silent (-80 dB relative to full scale)."""
 
-RATE_LIMITS = (1_000, 1_000_000)
-"""Sampling rates, in Hz, that audio can have."""
 
-MAX_SAMPLES = 6 * 3600 * SAMPLING_RATE
-"""Samples that `decode_audio` returns at most: 6 hours at 16 kHz, 1.4 GB. `read_blocks` has no limit."""
+@dataclass
+class DecodingLimits:
+    """What audio may be, whatever its header says. Audio beyond is refused.
 
-MAX_CHANNELS = 16
+    `LIMITS` is the one object that holds, for the whole process. A service that takes files from strangers lowers its
+    fields at start: `csc_hf.audio.LIMITS.max_seconds = 600`.
+
+    Attributes:
+        max_seconds: seconds that `decode_audio` returns at most: 6 hours, 1.4 GB at 16 kHz. `read_blocks`, whose
+            memory does not depend on the length, reads on.
+        max_channels: channels of a file at most.
+        min_rate: lowest sampling rate, in Hz.
+        max_rate: highest sampling rate, in Hz.
+        max_bytes: bytes that are read of an open file at most, which may be an endless stream. A path has no such
+            limit: its file is read by blocks.
+    """
+
+    max_seconds: float = 6 * 3600
+    max_channels: int = 64
+    min_rate: int = 1_000
+    max_rate: int = 1_000_000
+    max_bytes: int = 2**31
+
+
+LIMITS = DecodingLimits()
+
+ARRAY_CHANNELS = 16
 """Channels of an array at most. With it, the shapes (channels, samples) and (samples, channels) can be told apart."""
 
 BLOCK_SAMPLES = 2**20
 """Samples that are decoded at a time, of all channels together."""
+
+FILE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview)
+"""What names or holds an encoded file."""
+
+TORCHCODEC_SAMPLES = 2**30
+"""Samples of all channels together, 4 GB, that torchcodec decodes at most: it gives a file as a whole."""
 
 
 class NotFiniteError(ValueError):
@@ -53,15 +81,15 @@ def decode_audio(audio: Any, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
         float32 array (samples,), at least one sample, all finite. Channels are averaged.
 
     Raises:
-        ValueError: the audio cannot be decoded, holds no samples or more than MAX_SAMPLES, has a shape that does not
-            say which axis is time, or a rate outside RATE_LIMITS. NotFiniteError: it holds NaN or infinite samples.
+        ValueError: the audio cannot be decoded, holds no samples, is beyond LIMITS, or has a shape that does not say
+            which axis is time. NotFiniteError: it holds NaN or infinite samples.
         ImportError: the rate differs and soxr cannot be imported.
     """
     blocks, num_samples = [], 0
     for block in read_blocks(audio, sampling_rate):
         num_samples += len(block)
-        if num_samples > MAX_SAMPLES:
-            raise _too_long(_name(audio))
+        if num_samples > LIMITS.max_seconds * sampling_rate:
+            raise _too_long(_name(audio), LIMITS.max_seconds)
         blocks.append(block)
     if num_samples == 0:
         raise ValueError(f"{_name(audio)} holds no samples at {sampling_rate} Hz: leave it out")
@@ -77,17 +105,22 @@ def read_blocks(audio: Any, sampling_rate: int = SAMPLING_RATE) -> Iterator[np.n
         float32 arrays (samples,) of any length, all finite.
     """
     blocks, rate = _open(audio, sampling_rate)
-    for value in (rate, sampling_rate):
-        if not RATE_LIMITS[0] <= value <= RATE_LIMITS[1] or value != int(value):
-            raise ValueError(
-                f"{_name(audio)}: cannot resample from {rate} to {sampling_rate} Hz, rates must be integers from "
-                f"{RATE_LIMITS[0]} to {RATE_LIMITS[1]}"
-            )
+    if not (_is_rate(rate) and _is_rate(sampling_rate)):
+        raise ValueError(
+            f"{_name(audio)}: cannot resample from {rate!r} to {sampling_rate!r} Hz, rates must be integers from "
+            f"{LIMITS.min_rate} to {LIMITS.max_rate}"
+        )
     mono = (_mix_down(block) for block in blocks)
     for block in mono if rate == sampling_rate else _resample(mono, int(rate), int(sampling_rate)):
         if not np.isfinite(block).all():
             raise NotFiniteError(f"{_name(audio)} holds NaN or infinite samples: repair it or leave it out")
         yield block
+
+
+def _is_rate(value: Any) -> bool:
+    """Whether a value is a sampling rate that audio may have."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return is_number and bool(LIMITS.min_rate <= value <= LIMITS.max_rate) and value == int(value)
 
 
 def resample(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
@@ -121,21 +154,33 @@ def _open(audio: Any, sampling_rate: int) -> tuple[Iterable[np.ndarray], float]:
         content = audio.get("bytes") if audio.get("bytes") is not None else audio.get("path")
         if content is None:
             raise ValueError(f'audio with the keys {sorted(audio)} has neither "bytes", "path" nor "array": give one')
+        if not isinstance(content, FILE_TYPES):
+            raise ValueError(f"the file of an audio value is {content!r}: give a path or bytes")
         return _open_file(content, _name(audio))
     if isinstance(audio, np.ndarray) or hasattr(audio, "is_floating_point"):
         return [_time_first(audio)], sampling_rate
     if hasattr(audio, "get_all_samples"):
         return _decode_all(audio, _name(audio))
     if hasattr(audio, "read"):
-        content = audio.read()
-        if not isinstance(content, bytes):
-            raise ValueError(f"{_name(audio)} is open as text: open it in binary mode, 'rb'")
-        return _open_file(content, _name(audio))
-    if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview):
+        return _open_file(_read_stream(audio, _name(audio)), _name(audio))
+    if isinstance(audio, FILE_TYPES):
         return _open_file(audio, _name(audio))
     raise ValueError(
         f"audio is a {type(audio).__name__}: give a path, bytes, an array or a value of a datasets column"
     )
+
+
+def _read_stream(file: Any, name: str) -> bytes:
+    """The rest of an open file."""
+    parts, size = [], 0
+    while part := file.read(2**20):
+        if not isinstance(part, bytes):
+            raise ValueError(f"{name} is open as text: open it in binary mode, 'rb'")
+        size += len(part)
+        if size > LIMITS.max_bytes:
+            raise ValueError(f"{name} holds more than {LIMITS.max_bytes} bytes: give the path of a file instead")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _time_first(array: Any) -> np.ndarray:
@@ -143,20 +188,21 @@ def _time_first(array: Any) -> np.ndarray:
     if hasattr(array, "is_floating_point"):  # a tensor; NumPy has no bfloat16
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:  # lists of unequal lengths
+        raise ValueError(f"audio cannot be read as an array: {error}") from error
     if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"audio array of shape {array.shape} and type {array.dtype}: give floats in [-1, 1] of shape (samples,) "
             "or (channels, samples)"
         )
-    if array.ndim == 1:
-        return array
-    if 1 in array.shape:
+    if array.ndim == 1 or array.size == 0 or 1 in array.shape:
         return array.reshape(-1)
-    first_is_channels, last_is_channels = (size <= MAX_CHANNELS for size in array.shape)
-    if first_is_channels == last_is_channels and array.size:
+    first_is_channels, last_is_channels = (size <= ARRAY_CHANNELS for size in array.shape)
+    if first_is_channels == last_is_channels:
         raise ValueError(
-            f"audio array of shape {array.shape}: one axis must be channels, at most {MAX_CHANNELS}, and the other "
+            f"audio array of shape {array.shape}: one axis must be channels, at most {ARRAY_CHANNELS}, and the other "
             "time, longer than that. Average the channels and give shape (samples,)"
         )
     return array if last_is_channels else array.T
@@ -172,7 +218,8 @@ def _open_file(
     if isinstance(source, str) and not os.path.isfile(source):
         raise ValueError(f"no audio file at {name}: check the path")
     try:
-        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        file = soundfile.SoundFile(_Content(source) if isinstance(source, bytes) else source)
+        _check_channels(file.channels, name)
         return _read_file(file, name), file.samplerate
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw files
         detail = getattr(error, "error_string", error)  # without the address of the bytes in memory
@@ -186,6 +233,16 @@ def _open_file(
     except Exception as error:  # torchcodec raises RuntimeError, ValueError or OSError, for the file or for FFmpeg
         raise ValueError(f"{reason}; torchcodec: {error}") from error
     return _decode_all(decoder, name)
+
+
+class _Content(io.BytesIO):
+    """Bytes for libsndfile, which in damaged files seeks to before the beginning. It then stays where it is."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
 
 
 def _read_file(file, name: str) -> Iterator[np.ndarray]:
@@ -216,14 +273,29 @@ def _read_file(file, name: str) -> Iterator[np.ndarray]:
 
 def _decode_all(decoder: Any, name: str) -> tuple[list[np.ndarray], float]:
     """What a torchcodec decoder gives, as one block (samples, channels)."""
-    seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds_from_header", None)
-    if seconds is not None and seconds * SAMPLING_RATE > MAX_SAMPLES:
-        raise _too_long(name)
+    metadata = getattr(decoder, "metadata", None)
+    rate, channels = (getattr(metadata, field, None) for field in ("sample_rate", "num_channels"))
+    _check_channels(channels or 1, name)
+    seconds = min(LIMITS.max_seconds, TORCHCODEC_SAMPLES / ((rate or SAMPLING_RATE) * (channels or 1)))
+    if (getattr(metadata, "duration_seconds_from_header", None) or 0) > seconds:
+        raise _too_long(name, seconds)
     try:
-        samples = decoder.get_all_samples()
+        if hasattr(decoder, "get_samples_played_in_range"):  # the header may be wrong about the length
+            samples = decoder.get_samples_played_in_range(0.0, seconds + 1)
+        else:
+            samples = decoder.get_all_samples()
     except Exception as error:  # see above
         raise ValueError(f"cannot decode {name}: torchcodec: {error}") from error
-    return [samples.data.numpy().T], samples.sample_rate
+    block = samples.data.numpy().T
+    _check_channels(block.shape[1], name)
+    if len(block) > seconds * samples.sample_rate:
+        raise _too_long(name, seconds)
+    return [block], samples.sample_rate
+
+
+def _check_channels(channels: int, name: str) -> None:
+    if channels > LIMITS.max_channels:
+        raise ValueError(f"{name} has {channels} channels, and the limit is {LIMITS.max_channels}: average them first")
 
 
 # --- processing of blocks --------------------------------------------------------------------------------------------
@@ -231,8 +303,8 @@ def _decode_all(decoder: Any, name: str) -> tuple[list[np.ndarray], float]:
 
 def _mix_down(block: np.ndarray) -> np.ndarray:
     """(samples,) or (samples, channels) to float32 (samples,)."""
-    mono = block.mean(axis=1) if block.ndim == 2 else block
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or NaN is refused
+        mono = block.mean(axis=1) if block.ndim == 2 else block
         return np.ascontiguousarray(mono, dtype=np.float32)
 
 
@@ -252,10 +324,10 @@ def _resample(blocks: Iterable[np.ndarray], rate: int, sampling_rate: int) -> It
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
-def _too_long(name: str) -> ValueError:
+def _too_long(name: str, seconds: float) -> ValueError:
     return ValueError(
-        f"{name} is longer than {MAX_SAMPLES // SAMPLING_RATE} s, the limit of what is decoded into memory: split it, "
-        "or read it by blocks with csc_hf.audio.read_blocks"
+        f"{name} is longer than {seconds:g} s, the limit of what is decoded into memory: split it, or read a WAV or "
+        "FLAC file by blocks with csc_hf.audio.read_blocks"
     )
 
 

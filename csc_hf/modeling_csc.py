@@ -1285,13 +1285,14 @@ class CSCModel(CSCPreTrainedModel):
                 on the right. Padding does not change the output.
 
         Raises:
-            ValueError: If `input_values` is not `(batch, samples)` with at least one sample, or holds NaN or infinite
-                samples; if `attention_mask` has another shape, or a row that is not ones followed by zeros. Compiled
-                and exported models check shapes only.
+            ValueError: If `input_values` is not `(batch, samples)` with at least one row and sample, is complex, or
+                holds NaN or infinite samples; if `attention_mask` has another shape, or a row that is not ones
+                followed by zeros. Compiled and exported models check shapes only.
         """
-        if input_values.dim() != 2 or input_values.shape[1] == 0:
+        if input_values.dim() != 2 or 0 in input_values.shape or input_values.is_complex():
             raise ValueError(
-                f"`input_values` must be mono waveforms of shape (batch, samples), got {tuple(input_values.shape)}."
+                "`input_values` must be real, mono waveforms of shape (batch, samples), got "
+                f"{tuple(input_values.shape)} of {input_values.dtype}."
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_values, dtype=torch.long)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from csc_hf.audio import NotFiniteError, decode_audio, read_blocks, resample
+from csc_hf.audio import LIMITS, NotFiniteError, decode_audio, read_blocks, resample
 
 
 def tone(frequency: float, seconds: float = 0.5, rate: int = 16000) -> np.ndarray:
@@ -184,7 +184,7 @@ def test_a_file_shorter_than_its_header_says_is_told(caplog):
 
 
 def test_no_file_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("csc_hf.audio.MAX_SAMPLES", 12000)
+    monkeypatch.setattr(LIMITS, "max_seconds", 0.75)
     monkeypatch.setattr("csc_hf.audio.BLOCK_SAMPLES", 4096)
     soundfile.write(tmp_path / "long.flac", NOISE, 16000)
     with pytest.raises(ValueError, match="long.flac' is longer than .*read_blocks"):

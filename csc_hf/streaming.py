@@ -314,7 +314,9 @@ class LiveExtractor(_Live[np.ndarray]):
                     voice *= speech_gain(
                         frames[0, best].float().cpu().numpy(), self.model.config.activity_stride, len(window)
                     )
-                voice *= min(1.0, max(1.0, np.abs(window).max()) / max(np.abs(voice).max(), 1e-30))
+                limit = max(1.0, np.abs(window).max())
+                voice *= np.float32(limit / max(limit, np.abs(voice).max()))
+                voice = voice.clip(-limit, limit)  # rounding can leave a sample beyond
         faded = cross_fade(self._tail[:, : len(window) - begin], voice[None, begin:])
         fade = min(self.lookahead, round(FADE_SECONDS * self.model.config.sampling_rate))
         self._tail = faded[:, end - begin : end - begin + fade]

@@ -15,7 +15,12 @@ SAME, DIFFERENT, ERROR, UNDECIDED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 1
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
-    print("csc-hf:", " ".join(message.split()), file=sys.stderr, flush=True)
+    print("csc-hf:", printable(" ".join(message.split())), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Text without characters that move the cursor of a terminal or worse, which names of files can hold: \x1b."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def explain(error: Exception) -> str:

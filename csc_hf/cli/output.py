@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import printable
 from .recordings import STDIN, Recording
 
 
@@ -20,7 +21,7 @@ class Table:
             print("\t".join(columns))
 
     def add(self, *cells: Any) -> None:
-        texts = tuple("-" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells)
+        texts = tuple("-" if c is None else f"{c:.2f}" if isinstance(c, float) else printable(str(c)) for c in cells)
         if sys.stdout.isatty():
             self._rows.append(texts)
         else:

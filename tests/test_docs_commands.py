@@ -33,14 +33,14 @@ NOT_RUN = {
 FINETUNING = "--max_steps 2 --warmup_steps 1 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1"
 SHORTER = {
     "examples/pretrain.py": "--max_train_steps 2 --warmup_steps 1 --model.preset tiny --model.front_end stft "
-    "--mixing.seconds 0.5 --per_device_train_batch_size 4 --reservoir_seconds 60 --eval_seconds 0.5 "
+    "--mixing.seconds 0.5 --per_device_train_batch_size 5 --reservoir_seconds 60 --eval_seconds 0.5 "
     "--eval_recordings 2 --cpu_threads 1",
-    "examples/evaluate_verification.py": "--seconds 0.5 --recordings 3 --num_resamples 0",
+    "examples/evaluate_verification.py": "--seconds 3 --recordings 3 --max_speakers 6 --num_resamples 0",
     "examples/finetune_verification.py": f"{FINETUNING} --batch_size 4",
-    "examples/finetune_mixtures.py": f"{FINETUNING} --num_identities 4",
+    "examples/finetune_mixtures.py": f"{FINETUNING} --num_identities 5",
     "examples/finetune_diarization.py": "--max_steps 2 --warmup_steps 1 --eval_conversations 2 --batch_size 2",
     "examples/finetune_classification.py": "--max_steps 2 --warmup_steps 1 --seconds 0.5 --batch_size 4",
-    "evaluate": "--seconds 0.5 --recordings 3 --num_resamples 0",
+    "evaluate": "--seconds 3 --recordings 3 --max_speakers 6 --num_resamples 0",
 }
 """Options that are appended to a script, or to a command of csc-hf."""
 

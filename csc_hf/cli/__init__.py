@@ -14,6 +14,7 @@ from .diarization import diarize
 from .embedding import embed
 from .errors import Commands
 from .evaluation import evaluate
+from .export import export
 from .live import live
 from .separation import extract, separate
 from .voices import enrol, identify, verify
@@ -77,4 +78,5 @@ for command in (embed, verify, enrol, identify, diarize, live, separate, extract
 # argparse reads its options, as in examples/evaluate_verification.py.
 passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(add_help_option=False, context_settings=passed_on)(evaluate)
-app.command()(card)
+for command in (export, card):
+    app.command()(command)

@@ -12,6 +12,9 @@ import typer.core
 SAME, DIFFERENT, ERROR, UNDECIDED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 """Exit statuses."""
 
+EXTRAS = {"eval": ("datasets", "evaluate", "matplotlib", "tqdm"), "export": ("onnx", "onnxruntime", "onnxscript")}
+"""Extras beside `audio` that a command may miss, with packages of each."""
+
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
@@ -26,7 +29,7 @@ def printable(text: str) -> str:
 def explain(error: Exception) -> str:
     """The first line of what an error says."""
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        extra = "eval" if error.name in ("datasets", "evaluate", "matplotlib", "tqdm") else "audio"
+        extra = next((extra for extra, names in EXTRAS.items() if error.name in names), "audio")
         return f"{error.name} is not installed: pip install 'csc-hf[{extra}]'"
     if hasattr(error, "format_message"):  # of the command line
         return error.format_message()

@@ -31,6 +31,7 @@ from .diarization import (
     settings_of,
     speaker_bounds,
 )
+from .enrolment import speaker_threshold
 from .long_audio import Job, check_separates, cross_fade, run, scale_to_mixture
 from .modeling_csc import CSCPreTrainedModel
 
@@ -261,8 +262,10 @@ class LiveExtractor(_Live[np.ndarray]):
     Args:
         model: A CSC model that separates, in evaluation mode.
         enrolment: (embedding,) of unit length, such as `csc_hf.enrolment.enrol(...).embedding`.
-        threshold: Lowest cosine at which a slot is taken for the speaker's.
-        window_seconds, latency_seconds: See the top of this module.
+        threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)` of
+            `csc_hf.enrolment`.
+        latency_seconds: See the top of this module.
+        window_seconds: How much the model sees at a time, at the most.
 
     Attributes:
         score: The highest cosine in the latest window; None in silence.
@@ -276,14 +279,14 @@ class LiveExtractor(_Live[np.ndarray]):
         model: CSCPreTrainedModel,
         enrolment: np.ndarray,
         *,
-        threshold: float,
+        threshold: float | None = None,
         latency_seconds: float = LATENCY_SECONDS,
         window_seconds: float = WINDOW_SECONDS,
     ):
         super().__init__(model, window_seconds, latency_seconds)
         size = model.config.speaker_embedding_size
         self.enrolment = check_enrolled({"enrolment": enrolment}, size)["enrolment"]
-        self.threshold = threshold
+        self.threshold = speaker_threshold(model) if threshold is None else threshold
         self.score: float | None = None
         self.best_score: float | None = None
         self._tail = np.zeros((1, 0), np.float32)  # the voice behind what is answered, by the last window

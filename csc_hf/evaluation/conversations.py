@@ -2,6 +2,7 @@
 """Recordings of which it is known who speaks when: generated conversations, or any with RTTM files."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ Turns = list[tuple[float, float, str]]
 """Start and end in seconds, and the speaker."""
 
 NUM_TALKERS = (2, 3, 4, 5, 6)
-OVERLAPS = (0.0, 0.15, 0.3, 0.5)
+OVERLAPS = (0.0, 0.15, 0.35, 0.6)
 """Shares of overlap that conversations are drawn with. What is measured is lower: silence in turns does not count."""
 
 
@@ -127,12 +128,10 @@ def build_conversations(
     clips = [Clip(u.id, len(u.waveform), u.speaker, u.source) for u in speech]
     noise_clips = [Clip(u.id, len(u.waveform)) for u in background]
     recipes: dict[str, MixtureRecipe] = {}
-    for talkers in num_talkers:
-        for overlap in overlaps:
-            one = replace(config, seconds=seconds, num_speakers=(talkers, talkers), overlap_ratio=overlap)
-            for number in range(per_condition):
-                name = f"talkers{talkers}-overlap{round(100 * overlap)}-{number}"
-                recipes[name] = draw_conversation(clips, one, seed, len(recipes), noise_clips)
+    for number, talkers, overlap in itertools.product(range(per_condition), num_talkers, overlaps):
+        one = replace(config, seconds=seconds, num_speakers=(talkers, talkers), overlap_ratio=overlap)
+        name = f"talkers{talkers}-overlap{round(100 * overlap)}-{number}"
+        recipes[name] = draw_conversation(clips, one, seed, len(recipes), noise_clips)
     return Conversations(
         recipes,
         {u.id: u.waveform for u in (*speech, *background)},

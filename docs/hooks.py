@@ -6,6 +6,7 @@ Pages link to files of the repository, as is right on a forge. The site has each
 link, and types lose their marks.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".ipynb": "json"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 SHOWN_AS_THEY_ARE = {".png", ".svg", ".flac", ".wav"}
 
 _FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
@@ -89,10 +90,19 @@ def _links(path: str) -> list[str]:
     """The paths in the repository that a page links to."""
     if (ROOT / path / "README.md").is_file():
         path = f"{path}/README.md"
-    if not path.endswith(".md"):
+    if not path.endswith((".md", ".ipynb")):
         return []
-    text = _FENCE.sub("", (ROOT / path).read_text(encoding="utf-8"))
+    text = _FENCE.sub("", _markdown(ROOT / path))
     return [_resolve(path, link[2]) for link in _LINK.finditer(text)]
+
+
+def _markdown(file: Path) -> str:
+    """The text of a page, or of a notebook."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".ipynb":
+        return text
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for source, kind in cells)
 
 
 def _uri(path: str) -> str:
@@ -120,8 +130,8 @@ def _add(path: str, files, config) -> None:
         names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in file.iterdir())
         names = [name for name in names if not name.startswith((".", "__pycache__"))]
         content = f"# {path}\n\n" + "\n".join(f"- `{name}`" for name in names)
-    elif file.suffix == ".md":
-        content = file.read_text(encoding="utf-8")
+    elif file.suffix in (".md", ".ipynb"):
+        content = _markdown(file)
     elif file.suffix in SHOWN_AS_THEY_ARE:
         files.append(File.generated(config, uri, abs_src_path=str(file)))
         return

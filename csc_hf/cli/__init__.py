@@ -78,5 +78,5 @@ for command in (embed, verify, enrol, identify, diarize, live, separate, extract
 # argparse reads its options, as in examples/evaluate_verification.py.
 passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(add_help_option=False, context_settings=passed_on)(evaluate)
-for command in (export, card):
-    app.command()(command)
+app.command()(export)
+app.command()(card)

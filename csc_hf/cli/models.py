@@ -1,11 +1,12 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Which model a command uses, and how it is loaded."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from .errors import explain
+from .errors import explain, fail
 
 MODEL_VARIABLE = "CSC_HF_MODEL"
 SHIPPED_MODEL = "csc-small"
@@ -37,12 +38,22 @@ def default_model() -> str:
     )
 
 
+class Warnings(logging.Handler):
+    """Prints what this package warns of as lines of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fail(f"warning: {record.getMessage()}")
+
+
 def keep_transformers_quiet() -> None:
     """Its warnings and progress bars would stand between the lines of the command."""
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    logger = logging.getLogger("csc_hf")
+    if not any(isinstance(handler, Warnings) for handler in logger.handlers):
+        logger.addHandler(Warnings(logging.WARNING))
 
 
 def check_model(name: str | None) -> str:

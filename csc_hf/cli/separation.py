@@ -4,7 +4,7 @@
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -108,10 +108,11 @@ def extract(
             if not Path(out).resolve().parent.is_dir():
                 raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
         pipe = load_pipeline("target-speaker-extraction", check_model(model))
+        from ..enrolment import speaker_threshold
         from ..extraction import LATENCY_SECONDS
         from ..extraction import extract as extract_voice
 
-        lowest = threshold if threshold is not None else calibrated_threshold(pipe.model, condition)
+        lowest = threshold if threshold is not None else speaker_threshold(pipe.model, condition)
         folder = Path(tempfile.gettempdir()) if out == STDIN else Path(out).resolve().parent
         files = [*mixes, *enrolments]
         with by_name(mixes, enrolments), Progress("extracting", pipe.model, files, LATENCY_SECONDS / 2):
@@ -131,13 +132,3 @@ def extract(
         score = "a silent recording" if voice.score is None else f"score {voice.score:.2f}"
         print(f"{out}: {verdict}: {score}, threshold {lowest:.2f}")
     return SAME if voice.present else DIFFERENT
-
-
-def calibrated_threshold(model: Any, condition: str | None) -> float:
-    """The score above which a voice is the enrolled one, by the calibration of the model."""
-    from ..evaluation.calibration import Calibration
-
-    calibration = Calibration.load(model, condition)
-    if calibration is None:
-        raise ValueError("the model has no calibration, so it is not known which score is high: give --threshold")
-    return calibration.threshold

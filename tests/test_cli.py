@@ -231,7 +231,7 @@ ERRORS = {
     "RTTM over the input": ("diarize a.wav --rttm a.wav", "'a.wav' would be written over the recording"),
     "no store of names": ("diarize a.wav --store no.safetensors", "no store 'no.safetensors'"),
     "speakers": ("diarize a.wav -n 2 --max-speakers 3", "num_speakers=2 is exact"),
-    "no frame activity": ("diarize a.wav --model no_frames", "does not say who is active in a frame"),
+    "no frame activity": ("diarize a.wav --model no_frames", "csc-hf: this CSCModel does not say who is active"),
     "a file that is live": ("live a.wav", "'a.wav' is not -"),
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),

@@ -2,6 +2,7 @@
 """`csc-hf diarize`."""
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -73,18 +74,22 @@ def diarize(
                 )
         check_targets([Path(target) for target in (rttm, audacity) if target not in (None, STDIN)], found)
         name = check_model(model)
+        from ..diarization import check_frame_activity, settings_of
         from ..diarization import diarize as find_turns
-        from ..diarization import settings_of
         from .store import load_voices, write_aside
 
         network = load_model(name)
+        check_frame_activity(network)
         enrolled = {} if store is None else load_voices(store, network, name)
         if rttm is not None:  # it separates columns by white space
             enrolled = {"_".join(who.split()): embedding for who, embedding in enrolled.items()}
         settings = settings_of(network)
         step = (settings.chunk_seconds - settings.overlap_seconds) / (1 if voices is None else 2)
         lines: dict[str, list[str]] = {target: [] for target in (rttm, audacity) if target is not None}
-        with contextlib.nullcontext() if printed else Table("file", "start", "end", "speaker", "score") as table:
+        # For people, the name of the only recording says nothing.
+        named = len(found) > 1 or not sys.stdout.isatty()
+        columns = ["file"] * named + ["start", "end", "speaker", "score"]
+        with contextlib.nullcontext() if printed else Table(*columns) as table:
 
             def work(recording: Recording) -> None:
                 folder = voices if voices is None or len(found) == 1 else voices / recording.stem
@@ -105,7 +110,7 @@ def diarize(
                     print_json({"file": recording.name, **result.to_dict()})
                 if table is not None:
                     for turn in result.turns:
-                        table.add(recording.name, turn.start, turn.end, turn.speaker, turn.score)
+                        table.add(*[recording.name] * named, turn.start, turn.end, turn.speaker, turn.score)
 
             def give(target: str, text: str) -> None:
                 if target == STDIN:

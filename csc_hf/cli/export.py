@@ -14,7 +14,7 @@ from .output import Table, print_json
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write to, made if needed.")],
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Folder of a CSC model, or its name on the Hub.")
+        str | None, typer.Argument(metavar="MODEL", help="Folder of a CSC model, or its name on the Hub.")
     ] = None,
     parts: Annotated[
         list[str] | None,

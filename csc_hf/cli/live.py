@@ -20,7 +20,7 @@ BLOCK_SECONDS = 0.1
 
 def live(
     source: Annotated[
-        str | None, typer.Argument(metavar="[-]", help="- reads raw PCM from standard input, not from the microphone.")
+        str | None, typer.Argument(metavar="-", help="- reads raw PCM from standard input, not from the microphone.")
     ] = None,
     rate: Annotated[int, typer.Option("--rate", metavar="HZ", min=1000, help="Sampling rate of the raw PCM.")] = 16000,
     latency: Annotated[

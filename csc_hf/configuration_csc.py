@@ -24,6 +24,11 @@ AUTO_MAP = {
 } | {auto_class: f"modeling_csc.{name}" for name, auto_class in MODEL_CLASSES.items() if auto_class is not None}
 
 
+def _ceil_div(number, divisor: int):
+    """`number / divisor`, rounded up. Not `-(-number // divisor)`: ONNX rounds negative quotients of sizes up as well."""
+    return (number + divisor - 1) // divisor
+
+
 @strict
 class CSCConfig(PreTrainedConfig):
     r"""
@@ -96,6 +101,8 @@ class CSCConfig(PreTrainedConfig):
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
         calibration (`dict`, *optional*): Calibrations of verification scores, as
             `csc_hf.evaluation.calibration.Calibration.store` writes them [O].
+        diarization (`dict`, *optional*): Settings of diarization, as
+            `csc_hf.diarization.DiarizationSettings.store` writes them [O].
 
     Raises:
         StrictDataclassError: If a value has the wrong type or no model can be built from it. The message names the
@@ -156,6 +163,7 @@ class CSCConfig(PreTrainedConfig):
     xvector_margin: float | int = 0.2
     xvector_scale: float | int = 30.0
     calibration: dict | None = None
+    diarization: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.auto_map = dict(AUTO_MAP)
@@ -237,23 +245,23 @@ class CSCConfig(PreTrainedConfig):
     def num_frames(self, num_samples):
         """Frames of the front end for a waveform of `num_samples` samples (`int` or integer tensor). Each sample lies
         in `conv_kernel / conv_stride` of them."""
-        return -(-num_samples // self.conv_stride) + self.conv_kernel // self.conv_stride - 1
+        return _ceil_div(num_samples, self.conv_stride) + self.conv_kernel // self.conv_stride - 1
 
     def num_encoder_frames(self, num_samples):
         """Frames of the encoder for a waveform of `num_samples` samples (`int` or integer tensor). Each joins
         `frame_stride` frames of the front end."""
-        return -(-self.num_frames(num_samples) // self.frame_stride)
+        return _ceil_div(self.num_frames(num_samples), self.frame_stride)
 
     def num_segments(self, num_samples):
         """Segments of a waveform of `num_samples` samples (`int` or integer tensor). Each frame of the encoder lies in
         two of them, or in one if segments do not overlap."""
         overlap = self.segment_length // self.segment_hop
-        return -(-self.num_encoder_frames(num_samples) // self.segment_hop) + overlap - 1
+        return _ceil_div(self.num_encoder_frames(num_samples), self.segment_hop) + overlap - 1
 
     def num_activity_frames(self, num_samples):
         """Frames of `source_frame_activity` for a waveform of `num_samples` samples (`int` or integer tensor). Frame
         `f` stands for the samples from `f * activity_stride` up to `(f + 1) * activity_stride`."""
-        return -(-num_samples // self.activity_stride)
+        return _ceil_div(num_samples, self.activity_stride)
 
     @property
     def activity_stride(self) -> int:

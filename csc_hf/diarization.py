@@ -138,11 +138,12 @@ class DiarizationSettings:
     Args:
         chunk_seconds: Length of a chunk.
         overlap_seconds: Least overlap of neighbouring chunks, at most half of a chunk.
-        min_slot_seconds: Slots that are active, alone, for a shorter time are assigned to clusters but make none.
+        overlap_weight: How much a second of a slot counts, as evidence of a voice, in which another slot of its chunk
+            is active too, relative to one in which it is alone.
+        min_slot_seconds: Slots with less evidence go to the speakers that others make, but make none.
         threshold: Highest mean cosine distance of two clusters that are one speaker.
         apart: How much further from each other the slots of a chunk count than their embeddings say.
-        min_speaker_seconds: A cluster that is active, alone, for a shorter time is no speaker, unless it takes it to
-            have as many as are given.
+        min_speaker_seconds: A cluster with less evidence is no speaker, unless there would be fewer than are given.
         onset, offset: A turn is where the probability of a speaker is above `offset`, and somewhere above `onset`.
         min_pause_seconds: A shorter pause between two turns of a speaker belongs to the turn.
         min_turn_seconds: A shorter turn is left out.
@@ -153,6 +154,7 @@ class DiarizationSettings:
 
     chunk_seconds: float = 5.0
     overlap_seconds: float = 2.5
+    overlap_weight: float = 0.5
     min_slot_seconds: float = 0.5
     threshold: float = 0.5
     apart: float = 0.5
@@ -388,10 +390,11 @@ class Evidence:
         """Frames of the recording."""
         return int((self.starts + self.lengths).max(initial=0))
 
-    def alone(self, threshold: float) -> np.ndarray:
-        """(chunks, slots): seconds in which a slot is active and no other slot of its chunk is."""
+    def seconds(self, threshold: float, overlap_weight: float) -> np.ndarray:
+        """(chunks, slots): how long a slot is active. Where another one is active too, it counts `overlap_weight`."""
         active = self.activity > 255 * threshold
-        return (active & (active.sum(axis=1, keepdims=True) == 1)).sum(axis=2) * self.frame_seconds
+        alone = active.sum(axis=1, keepdims=True) == 1
+        return (active * np.where(alone, 1.0, overlap_weight)).sum(axis=2) * self.frame_seconds
 
 
 def check_frame_activity(model: CSCPreTrainedModel) -> None:
@@ -460,7 +463,7 @@ def label(
     """
     Find the speakers, and the speaker of each slot.
 
-    Slots that are active, alone, for long enough are clustered (agglomerative, average linkage). Then every active
+    Slots with enough evidence are clustered (agglomerative, average linkage). Then every active
     slot goes to the speaker whose mean embedding is nearest, slots of one chunk to different speakers if that costs
     less than `settings.apart`.
 
@@ -468,16 +471,16 @@ def label(
         int (chunks, slots), the speaker, -1 for an idle slot; float32 (speakers, embedding), of unit length.
     """
     active = np.any(evidence.activity > 255 * settings.onset, axis=2)
-    alone = np.where(active, evidence.alone(settings.onset), 0.0)
+    seconds = np.where(active, evidence.seconds(settings.onset, settings.overlap_weight), 0.0)
     num_chunks, num_slots = active.shape
     labels = np.full(active.shape, -1)
     if not active.any():
         return labels, np.zeros((0, evidence.embeddings.shape[2]), np.float32)
-    usable = active & (alone >= settings.min_slot_seconds)
+    usable = active & (seconds >= settings.min_slot_seconds)
     if usable.sum() < bounds[0]:
         usable = active
     items = evidence.embeddings[usable].astype(np.float64)
-    weights = np.maximum(alone[usable], evidence.frame_seconds)
+    weights = np.maximum(seconds[usable], evidence.frame_seconds)
     of_chunk = np.broadcast_to(np.arange(num_chunks)[:, None], active.shape)[usable]
     centroids = _find_speakers(items, weights, of_chunk, settings, bounds)
     for _ in range(2):
@@ -706,8 +709,8 @@ def _gates(active: np.ndarray, start: int, length: int, config) -> np.ndarray:
     """float32 (speakers, length): 1 where a speaker speaks, 0 where not, with short fades inside the turns."""
     stride, fade = config.activity_stride, round(FADE_SECONDS * config.sampling_rate)
     first = start // stride
-    # A frame more on either side, so that a fade does not depend on where a chunk begins. Who speaks in the first frame
-    # of the recording has spoken before, and who speaks in the last one goes on.
+    # A frame more on either side, so that a fade does not depend on where a chunk begins. Who speaks in the first or
+    # last frame of the recording also does beyond it.
     around = np.arange(first - 1, first + config.num_activity_frames(length) + 1)
     frames = active[:, around.clip(0, active.shape[1] - 1)].astype(np.float32)
     gate = np.repeat(frames, stride, axis=1)

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from .audio import SILENCE_POWER, power
-from .evaluation.calibration import Calibration
-from .long_audio import SAME_SPEAKER, Job, embedding, run
+from .long_audio import Job, embedding, run
 from .modeling_csc import CSCPreTrainedModel
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -61,28 +57,6 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
         memory=torch.cat(segments) if with_memory else None,
         silent=any(is_silent(waveform) for waveform in waveforms),
     )
-
-
-def speaker_threshold(model: CSCPreTrainedModel, condition: str | None = None) -> float:
-    """
-    Cosine with the embedding of an enrolled speaker from which on a slot is taken for theirs: the threshold of the
-    model's calibration. Where it has none, `SAME_SPEAKER`, with a warning.
-
-    Args:
-        condition: Condition whose calibration is used, if the model has several.
-
-    Raises:
-        ValueError: As `Calibration.load`.
-    """
-    calibration = Calibration.load(model, condition)
-    if calibration is not None:
-        return calibration.threshold
-    logger.warning_once(
-        "This model has no calibration: WHO IS TAKEN FOR THE ENROLLED SPEAKER IS A GUESS, by a cosine of "
-        f"{SAME_SPEAKER}. Learn a calibration on trials of your own (examples/evaluate_verification.py "
-        "--store_calibration mix0), or pass threshold=..."
-    )
-    return SAME_SPEAKER
 
 
 def is_silent(waveform: np.ndarray) -> bool:

@@ -56,7 +56,7 @@ def extract(
         recording: Floats (samples,) at the sampling rate of the model; or an audio file, which is read by blocks.
         enrolment: (embedding,) of unit length, such as `csc_hf.enrolment.enrol(...).embedding`.
         threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)` of
-            `csc_hf.enrolment`.
+            `csc_hf.streaming`.
         output_file: File to which the voice is written block by block: as 32-bit floats if its format has them. If the
             input is a file as well, memory is constant.
 

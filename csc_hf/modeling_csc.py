@@ -589,7 +589,8 @@ class CSCBlock(GradientCheckpointingLayer):
 
 class CSCMaskedBatchNorm(nn.Module):
     """
-    Batch norm over the real positions of all recordings. It is zero elsewhere, so padding changes nothing [O].
+    Batch norm over the real positions of all recordings. It is zero elsewhere, so padding changes nothing. Positions
+    count by weights: those of slots that hold nobody would shift the moments of all the others [O].
 
     In training mode it normalises by the moments of the batch that this process holds, whatever other processes hold,
     and keeps moving averages of them. In evaluation mode it normalises by these, so one recording does not change
@@ -608,18 +609,22 @@ class CSCMaskedBatchNorm(nn.Module):
         self.eps = eps
         self.momentum = momentum
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             hidden_states: `(..., size)`, zero where `mask` is.
             mask: `(..., 1)`.
-            of_batch: Whether these values are what the moments of a batch are taken of. If not, the moving averages
-                normalise them in training mode, too.
+            weights: How much each position counts in the moments of a batch, `(..., 1)`. If not given, the moving
+                averages normalise in training mode, too.
         """
         values, mask = hidden_states.float(), mask.float()
-        if self.training and of_batch:
-            mean = masked_mean(values, mask, tuple(range(values.dim() - 1)))
-            variance = masked_mean((values - mean).square(), mask, tuple(range(values.dim() - 1)))
+        if self.training and weights is not None:
+            axes = tuple(range(values.dim() - 1))
+            shares = weights / weights.sum().clamp(min=1e-3)
+            mean = (shares * values).sum(axes)
+            variance = (shares * (values - mean).square()).sum(axes)
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
@@ -643,13 +648,12 @@ class CSCConvBlock(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         frame_mask: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        weights: torch.Tensor,
     ) -> torch.Tensor:
-        """As [`CSCBlock`], of segments that do not overlap. There is no attention."""
-        mask = frame_mask.flatten(1, 2)
-        local = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2).relu() * mask
-        return hidden_states + self.dropout(self.batch_norm(local, mask))
+        """`(rows, frames, size)`, `(rows, frames, 1)`, and how much each frame counts in the moments, likewise → the
+        shape of `hidden_states`, zero where the mask is."""
+        local = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2).relu() * frame_mask
+        return hidden_states + self.dropout(self.batch_norm(local, frame_mask, weights))
 
 
 # --- branches --------------------------------------------------------------------------------------------------------
@@ -743,8 +747,11 @@ class CSCSpeakerBranch(nn.Module):
         if self.bands is not None:
             power = band_power(self.config, encoded)
             hidden_states = self.bands(hidden_states, power, weights.flatten(1, 2))
-        for block in self.blocks:
-            hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
+            for block in self.blocks:
+                hidden_states = block(hidden_states, frame_mask.flatten(1, 2), weights.flatten(1, 2))
+        else:
+            for block in self.blocks:
+                hidden_states = block(hidden_states, frame_mask, attention_mask, **kwargs)
         frames = hidden_states.unflatten(1, (-1, self.config.segment_length))
         shares = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-4)
         segments = (frames * shares.to(frames.dtype)).sum(dim=2)
@@ -754,19 +761,21 @@ class CSCSpeakerBranch(nn.Module):
         if frame_activity is not None:
             # A segment counts as much as it holds speech.
             scores = scores + (masked_mean(weights, frame_mask, dim=2) + 1e-4).log()
-        weights = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
+        attention = scores.masked_fill(~segment_mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
         values = segments.float()
-        mean = (weights * values).sum(dim=1, keepdim=True)
+        mean = (attention * values).sum(dim=1, keepdim=True)
         # From the deviations: a short recording has hardly any, and E[x²] - E[x]² would be rounding noise.
-        variance = (weights * (values - mean).square()).sum(dim=1)
+        variance = (attention * (values - mean).square()).sum(dim=1)
         statistics = pooled_statistics(mean.squeeze(1), variance).to(segments.dtype)
-        return segments, self.embed(statistics), self.activity(statistics).squeeze(-1).float()
+        embeddings = self.embed(statistics, masked_mean(weights, frame_mask, dim=(1, 2)))
+        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
 
-    def embed(self, statistics: torch.Tensor, of_batch: bool = True) -> torch.Tensor:
+    def embed(self, statistics: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics `(..., 2 * segment_vector_size)` → embeddings `(..., speaker_embedding_size)` of unit
-        length, float32. `of_batch` says whether the statistics are those of the slots of a batch."""
+        length, float32. `weights` `(..., 1)` say how much each of them counts in the moments of a batch; without
+        them, it is not of a batch."""
         if self.batch_norm is not None:
-            statistics = self.batch_norm(statistics, torch.ones_like(statistics[..., :1]), of_batch)
+            statistics = self.batch_norm(statistics, torch.ones_like(statistics[..., :1]), weights)
         return F.normalize(self.embedding(statistics).float(), dim=-1)
 
 
@@ -1429,7 +1438,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
     def _global_speaker_vectors(self, mean: torch.Tensor, variance: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`(..., segment_vector_size)` → `(..., speaker_embedding_size)`, as the speaker branch makes embeddings."""
         statistics = pooled_statistics(mean, variance).to(dtype)
-        return self.csc.speaker_branch.embed(statistics, of_batch=False)
+        return self.csc.speaker_branch.embed(statistics)
 
     @can_return_tuple
     def forward(

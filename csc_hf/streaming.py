@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .audio import SAMPLING_RATE, SILENCE_POWER, NotFiniteError, power
 from .diarization import (
@@ -31,9 +32,11 @@ from .diarization import (
     settings_of,
     speaker_bounds,
 )
-from .enrolment import speaker_threshold
-from .long_audio import Job, check_separates, cross_fade, run, scale_to_mixture
+from .evaluation.calibration import Calibration
+from .long_audio import SAME_SPEAKER, Job, check_separates, cross_fade, run, scale_to_mixture
 from .modeling_csc import CSCPreTrainedModel
+
+logger = logging.get_logger(__name__)
 
 WINDOW_SECONDS = 8.0
 LATENCY_SECONDS = 2.0
@@ -252,6 +255,28 @@ def speech_gain(activity: np.ndarray, stride: int, num_samples: int) -> np.ndarr
     return np.interp(np.arange(num_samples), centres, speech).astype(np.float32)
 
 
+def speaker_threshold(model: CSCPreTrainedModel, condition: str | None = None) -> float:
+    """
+    Cosine with the embedding of an enrolled speaker from which on a slot is taken for theirs: the threshold of the
+    model's calibration. Where it has none, `SAME_SPEAKER`, with a warning.
+
+    Args:
+        condition: Condition whose calibration is used, if the model has several.
+
+    Raises:
+        ValueError: As `Calibration.load`.
+    """
+    calibration = Calibration.load(model, condition)
+    if calibration is not None:
+        return calibration.threshold
+    logger.warning_once(
+        "This model has no calibration: WHO IS TAKEN FOR THE ENROLLED SPEAKER IS A GUESS, by a cosine of "
+        f"{SAME_SPEAKER}. Learn a calibration on trials of your own (examples/evaluate_verification.py "
+        "--store_calibration mix0), or pass threshold=..."
+    )
+    return SAME_SPEAKER
+
+
 class LiveExtractor(_Live[np.ndarray]):
     """
     Let one voice through.
@@ -262,8 +287,7 @@ class LiveExtractor(_Live[np.ndarray]):
     Args:
         model: A CSC model that separates, in evaluation mode.
         enrolment: (embedding,) of unit length, such as `csc_hf.enrolment.enrol(...).embedding`.
-        threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)` of
-            `csc_hf.enrolment`.
+        threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)`.
         latency_seconds: See the top of this module.
         window_seconds: How much the model sees at a time, at the most.
 

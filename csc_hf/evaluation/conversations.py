@@ -84,7 +84,8 @@ class Conversations:
         return [self.speakers[source.pieces[0].utterance] for source in recipe.sources]
 
     def _waveform(self, recipe: MixtureRecipe) -> np.ndarray:
-        return mix(recipe, self.waveforms)[0]
+        mixture = mix(recipe, self.waveforms)[0]
+        return mixture / max(np.float32(1), np.abs(mixture).max())  # as a file can hold it
 
     def _reference(self, recipe: MixtureRecipe) -> Turns:
         active = speech_activity(recipe, self.waveforms)

@@ -29,6 +29,7 @@ COUNT_WEIGHT = 0.05
 
 GRID: dict[str, tuple[float, ...]] = {
     "threshold": tuple(np.arange(0.2, 1.01, 0.05).round(2).tolist()),
+    "overlap_weight": (0.0, 0.25, 0.5, 1.0),
     "apart": (0.0, 0.2, 0.4, 0.7, 1.0, 2.0),
     "min_slot_seconds": (0.2, 0.5, 0.8, 1.2, 1.6),
     "min_speaker_seconds": (0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0),

@@ -42,8 +42,8 @@ class OneSpeaker:
 
 
 class EnergyResemblyzer:
-    """Energy tells speech, and Resemblyzer's embeddings of windows of 1.6 s, 16 a second fewer, are clustered:
-    agglomerative, average linkage of cosines.
+    """Energy tells speech, and Resemblyzer's embeddings of windows of 1.6 s are clustered: agglomerative, average
+    linkage of cosines. One speaker at a time.
 
     Args:
         threshold: highest mean cosine distance of two clusters that are one speaker.

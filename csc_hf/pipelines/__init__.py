@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-`pipeline("speaker-verification")`, `pipeline("speech-separation")` and `pipeline("target-speaker-extraction")` of
-Transformers.
+`pipeline("speaker-verification")`, `pipeline("speaker-diarization")`, `pipeline("speech-separation")` and
+`pipeline("target-speaker-extraction")` of Transformers.
 
 A recording is anything that `csc_hf.audio.decode_audio` takes: a path, the bytes of a file, a float array or tensor
 at the sampling rate of the model, `{"array": ..., "sampling_rate": ...}`, a decoded value of a `datasets` audio
@@ -11,12 +11,14 @@ column; or a row with such a column named "audio". It can have any length: long 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..enrolment import Enrolment, is_silent
+from .diarization import SpeakerDiarizationPipeline
 from .extraction import TargetSpeakerExtractionPipeline
 from .separation import SeparationModel, SpeechSeparationPipeline
 from .verification import SpeakerVerificationPipeline, VerificationModel
 
 __all__ = [
     "Enrolment",
+    "SpeakerDiarizationPipeline",
     "SpeakerVerificationPipeline",
     "SpeechSeparationPipeline",
     "TargetSpeakerExtractionPipeline",
@@ -29,6 +31,7 @@ def register() -> None:
     """Make the tasks known to `transformers.pipeline`."""
     for task, pipeline_class, model_class in (
         ("speaker-verification", SpeakerVerificationPipeline, VerificationModel),
+        ("speaker-diarization", SpeakerDiarizationPipeline, SeparationModel),
         ("speech-separation", SpeechSeparationPipeline, SeparationModel),
         ("target-speaker-extraction", TargetSpeakerExtractionPipeline, SeparationModel),
     ):

@@ -5,9 +5,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from ..enrolment import Enrolment, enrol, speaker_threshold
+from ..enrolment import Enrolment, enrol
 from ..extraction import extraction
 from ..long_audio import Job
+from ..streaming import speaker_threshold
 from .base import _CSCPipeline
 
 

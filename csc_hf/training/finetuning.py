@@ -23,7 +23,7 @@ from ..data.reservoir import Reservoir, ReservoirConfig
 from ..data.stream import MixtureStream
 from ..data.utterances import UtteranceStream, check_unique_ids
 from ..evaluation.reports import format_report
-from ..evaluation.trial_set import TrialSet
+from ..evaluation.trial_set import BASIC_CONDITIONS, TrialSet
 from ..evaluation.trials import build_trials
 from ..feature_extraction_csc import CSCFeatureExtractor
 from .arguments import FILE_ENDINGS, HelpFormatter, option, read_yaml
@@ -176,9 +176,11 @@ class LabelledSpeech:
     speaker_of: dict[str, str]
     speakers: list[str]
 
-    def build_trials(self, seed: int, seconds: float, recordings_per_speaker: int) -> TrialSet:
+    def build_trials(
+        self, seed: int, seconds: float, recordings_per_speaker: int, conditions: Sequence[str] = BASIC_CONDITIONS
+    ) -> TrialSet:
         """Trials of the held-out speakers, see `csc_hf.evaluation.trials.build_trials`."""
-        return build_trials(usable_utterances(self.held_out), seed, seconds, recordings_per_speaker)
+        return build_trials(usable_utterances(self.held_out), seed, seconds, recordings_per_speaker, conditions)
 
 
 def open_speech(args: SpeechArguments) -> LabelledSpeech:
@@ -458,7 +460,7 @@ def _check_finite(accelerator: Accelerator, step: int, loss: torch.Tensor, norm:
     may_overflow = accelerator.scaler is not None or norm is None
     if not loss.isfinite() or not (may_overflow or torch.as_tensor(norm).isfinite()):
         raise SystemExit(
-            f"at step {step} the loss is {float(loss)}, and the norm of its gradient {norm}: lower --learning_rate, "
+            f"at step {step} the loss is {loss.item()}, and the norm of its gradient {norm}: lower --learning_rate, "
             "or resume from an earlier checkpoint where there is one"
         )
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
 Make the recordings in this folder from synthetic voices of `../demo_speech/test`, which no model here was trained on:
-`anna.flac` and `ben.flac` hold one utterance each; `meeting.flac` two others at once, equally loud; `conversation.flac`
-four more, of these two and a third voice, who take turns and interrupt each other.
+`anna.flac` and `ben.flac` hold one utterance each; `meeting.flac` two others at once, equally loud;
+`conversation.flac` six more, of these two and two other voices, who take turns and interrupt each other.
 
     python examples/audio/make.py
 """
@@ -18,7 +18,14 @@ from csc_hf.data.utterances import stream_utterances
 FOLDER = Path(__file__).resolve().parent
 ALONE = {"anna": "test-000-02", "ben": "test-001-04"}
 TOGETHER = ("test-000-01", "test-001-00")
-TURNS = {"test-000-00": 0.5, "test-001-01": 5.0, "test-002-01": 11.0, "test-000-03": 15.0}  # where they begin, in s
+TURNS = {  # where they begin, in s
+    "test-000-00": 0.5,
+    "test-001-01": 5.0,
+    "test-002-01": 11.0,
+    "test-003-00": 15.0,
+    "test-000-03": 20.5,
+    "test-002-05": 25.5,
+}
 
 
 def main() -> None:

@@ -235,7 +235,9 @@ def show_voices(visit: Visit | None) -> None:
 
 def build() -> gr.Blocks:
     audio = {"sources": ["upload", "microphone"], "type": "filepath", "buttons": []}
-    conversation, meeting, anna, ben = (f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben"))
+    conversation, meeting, anna, ben = (
+        f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben")
+    )
     with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
         visit = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.Markdown(INTRODUCTION)
@@ -243,7 +245,7 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=300):
                 recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS} seconds", **audio)
-                labels = ["A conversation of three", "Anna and Ben at once"]
+                labels = ["A conversation of four", "Anna and Ben at once"]
                 gr.Examples([conversation, meeting], recording, label="Or choose one", example_labels=labels)
                 choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]
                 num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")

@@ -1,0 +1,223 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from speech import make_rows, write
+from tone_talkers import RATE, ToneModel, talk
+
+from csc_hf import CSCConfig, CSCModel
+from csc_hf.data.conversations import SPEECH_FRAME
+from csc_hf.data.utterances import Utterance
+from csc_hf.diarization import DiarizationSettings
+from csc_hf.evaluation.conversations import Recording, build_conversations, read_recordings
+from csc_hf.evaluation.diarization import (
+    conditions_of,
+    evaluate,
+    fit_settings,
+    format_report,
+    frame_errors,
+    score,
+    summarise,
+    summarise_by_condition,
+)
+from csc_hf.evaluation.diarizers import CSCDiarizer, OneSpeaker
+
+ROOT = Path(__file__).resolve().parents[2]
+TURNS = [(0.0, 4.0, "anna"), (3.0, 6.0, "ben"), (8.0, 10.0, "anna")]
+
+
+def recording(turns=TURNS, seconds=10.0, name="one"):
+    return Recording(name, lambda: np.zeros(round(seconds * RATE), np.float32), list(turns))
+
+
+def errors_of(turns, reference=TURNS):
+    return score(recording(reference), np.zeros(10 * RATE, np.float32), turns, 1.0)
+
+
+def people(number=4, clips=3, seconds=3.0):
+    """Talkers of `tone_talkers` as utterances: silence, tone, silence."""
+    return [
+        Utterance(f"t{talker}-{clip}", talk((talker, 0.5, seconds - 0.5), seconds=seconds), f"t{talker}", "studio")
+        for talker in range(number)
+        for clip in range(clips)
+    ]
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+def test_conversations_are_a_function_of_the_seed():
+    one = build_conversations(people(), seed=1, per_condition=2, seconds=12.0, num_talkers=(2, 3), overlaps=(0.0, 0.4))
+    other = build_conversations(
+        people(), seed=1, per_condition=1, seconds=12.0, num_talkers=(2, 3), overlaps=(0.0, 0.4)
+    )
+    assert list(one.recipes)[:4] == list(other.recipes) and len(one.recipes) == 8
+    assert all(one.recipes[name] == other.recipes[name] for name in other.recipes), "more of them begin alike"
+    assert one.sha256 != other.sha256
+    again = build_conversations(
+        people(), seed=1, per_condition=2, seconds=12.0, num_talkers=(2, 3), overlaps=(0.0, 0.4)
+    )
+    assert again.sha256 == one.sha256
+    for heard in one:
+        waveform = heard.load()
+        assert waveform.shape == (12 * RATE,) and np.abs(waveform).max() <= 1
+        assert heard.num_speakers == int(heard.name[len("talkers")])
+        assert ("overlap0-" in heard.name) == (heard.overlap == 0)
+
+
+def test_silence_in_the_recordings_is_no_speech():
+    (heard,) = build_conversations(people(), per_condition=1, seconds=20.0, num_talkers=(2,), overlaps=(0.0,))
+    rooms_and_noise_change_nothing = heard.reference
+    frame = SPEECH_FRAME / RATE
+    for (_, end, _), (start, _, _) in zip(
+        rooms_and_noise_change_nothing, rooms_and_noise_change_nothing[1:], strict=False
+    ):
+        assert start - end >= 0.3 - 2 * frame, (
+            "shorter pauses are filled, and each utterance begins and ends with 0.5 s"
+        )
+    assert sum(end - start for start, end, _ in heard.reference) < 0.8 * 20
+
+
+def test_overlap_is_measured():
+    assert recording().overlap == pytest.approx(1 / 8)
+    assert recording([]).overlap == 0 and recording(TURNS[:1]).overlap == 0
+
+
+def test_recordings_with_rttm(tmp_path):
+    soundfile.write(tmp_path / "call.wav", np.zeros(800), 8000)
+    rttm = tmp_path / "labels.rttm"
+    rttm.write_text(
+        "SPKR-INFO call 1 <NA> <NA> <NA> unknown anna <NA> <NA>\n"
+        "SPEAKER call 1 0.50 1.50 <NA> <NA> anna <NA> <NA>\nSPEAKER call 1 1.0 2.0 <NA> <NA> ben <NA>\n"
+    )
+    (found,) = read_recordings(tmp_path, rttm)
+    assert found.reference == [(0.5, 2.0, "anna"), (1.0, 3.0, "ben")] and found.load().shape == (1600,)
+    assert read_recordings(tmp_path, tmp_path)[0].reference == found.reference
+    soundfile.write(tmp_path / "call.flac", np.zeros(800), 8000)
+    with pytest.raises(ValueError, match="2 audio files of the recording 'call'"):
+        read_recordings(tmp_path, rttm)
+    rttm.write_text("")
+    with pytest.raises(ValueError, match="no turns"):
+        read_recordings(tmp_path, rttm)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_are_split():
+    perfect = errors_of([(0, 4, "x"), (3, 6, "y"), (8, 10, "x")])
+    assert perfect.speech == 9 and perfect.missed == perfect.false_alarm == perfect.confusion == perfect.jaccard == 0
+    assert (perfect.num_speakers, perfect.num_found) == (2, 2)
+    one = errors_of([(0, 10, "x")])
+    assert one.missed == 1 and one.false_alarm == 2 and one.confusion == 2 and one.num_found == 1
+    nothing = errors_of([])
+    assert nothing.missed == 9 and nothing.jaccard == 2 and nothing.num_found == 0
+    # There is no collar: 0.1 s too much counts.
+    assert errors_of([(0, 4, "x"), (3, 6.1, "y"), (8, 10, "x")]).false_alarm == pytest.approx(0.1)
+
+
+def test_rates_are_of_all_speech_together():
+    perfect, nothing = errors_of(TURNS), errors_of([])
+    found = summarise([perfect, perfect, nothing], num_resamples=200)
+    assert found["der"] == pytest.approx(1 / 3) and found["missed"] == pytest.approx(1 / 3)
+    assert found["count_right"] == pytest.approx(2 / 3) and found["count_error"] == pytest.approx(2 / 3)
+    low, high = found["der_interval"]
+    assert low <= 1 / 3 <= high and high - low > 0.3
+    assert found["times_real_time"] == pytest.approx(10)
+    assert "der_interval" not in summarise([perfect], num_resamples=0)
+
+
+def test_conditions():
+    assert conditions_of(recording()) == ["all", "2 speakers", "overlap 5 % to 20 %"]
+    assert conditions_of(recording(TURNS[:1])) == ["all", "1 speakers", "overlap < 5 %"]
+    assert conditions_of(recording([(0, 4, "a"), (0, 4, "b")])) == ["all", "2 speakers", "overlap ≥ 20 %"]
+
+
+def test_diarizers_are_compared_by_condition():
+    talks = [(0, 0.5, 4.0), (1, 3.0, 6.0), (0, 8.0, 9.5)]
+    reference = [(start, end, str(talker)) for talker, start, end in talks]
+    heard = Recording("one", lambda: talk(*talks, seconds=10), reference)
+    recordings, errors = evaluate(
+        [heard], {"csc": CSCDiarizer(ToneModel(), DiarizationSettings()), "one": OneSpeaker()}
+    )
+    results = summarise_by_condition(recordings, errors, num_resamples=10)
+    assert results["csc"]["all"]["der"] < 0.05 < results["one"]["all"]["der"]
+    assert list(results["csc"]) == ["all", "2 speakers", "overlap 5 % to 20 %"]
+    report = format_report(results)
+    assert "2 speakers, 1 recordings" in report and report.count("one  ") == 3
+
+
+def test_frame_errors_are_those_of_the_best_pairs():
+    reference = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 0]], bool)
+    assert frame_errors(reference, reference[::-1]) == 0
+    assert frame_errors(reference, np.zeros((0, 5), bool)) == 5
+    assert frame_errors(reference, np.ones((1, 5), bool)) == 1 + 1 + 1  # one confused, one missed, one false alarm
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_learnt(monkeypatch):
+    monkeypatch.setattr("csc_hf.evaluation.diarization.GRID", {"threshold": (0.5,), "min_pause_seconds": (0.2, 0.3)})
+    conversations = build_conversations(
+        people(5, 8), per_condition=1, seconds=30.0, num_talkers=(2, 3), overlaps=(0.0, 0.3)
+    )
+    plain = replace(conversations, recipes={n: _dry(recipe) for n, recipe in conversations.recipes.items()})
+    bad = DiarizationSettings(threshold=0.01, name_threshold=-1.0)
+    learnt = fit_settings(ToneModel(), plain, bad)
+    assert learnt.threshold == 0.5 and learnt.conversations_sha256 == plain.sha256
+    assert learnt.error_rate < 0.1 and 0.2 < learnt.name_threshold <= 1
+
+
+def _dry(recipe):
+    return replace(recipe, noise=None, sources=tuple(replace(source, effects=()) for source in recipe.sources))
+
+
+# --- the script ------------------------------------------------------------------------------------------------------
+
+
+def load_script():
+    specification = importlib.util.spec_from_file_location("script", ROOT / "examples" / "evaluate_diarization.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_script(tmp_path, capsys):
+    write(tmp_path / "speech", make_rows(60))
+    model = CSCModel(CSCConfig.tiny(frame_activity=True))
+    model.save_pretrained(tmp_path / "model")
+    options = [str(tmp_path / "model"), "one-speaker", "--data", str(tmp_path / "speech" / "*.parquet")]
+    options += ["--talkers", "2", "--overlaps", "0", "--conversations", "1", "--seconds", "5", "--num_resamples", "5"]
+    options += ["--fit_on", str(tmp_path / "speech" / "*.parquet"), "--store_settings", "--output_dir", str(tmp_path)]
+    script = load_script()
+    with pytest.raises(SystemExit):
+        script.main(options)  # one-speaker is no folder
+    options.remove("one-speaker")
+    script.main(options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["recordings"][0]["name"] == "talkers2-overlap0-0"
+    assert set(results["results"]) == {str(tmp_path / "model")}
+    assert "all, 1 recordings" in capsys.readouterr().out
+    stored = DiarizationSettings.load(CSCModel.from_pretrained(tmp_path / "model"))
+    assert stored.conversations_sha256 == results["conversations_sha256"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["one-speaker"],
+        ["one-speaker", "--data", "a", "--recordings", "b", "--rttm", "c"],
+        ["one-speaker", "--recordings", "b"],
+        ["one-speaker", "--data", "a", "--store_settings"],
+    ],
+)
+def test_options_that_do_not_go_together(options, capsys):
+    with pytest.raises(SystemExit):
+        load_script().parse_args(options)
+    assert "error" in capsys.readouterr().err

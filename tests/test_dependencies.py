@@ -30,6 +30,7 @@ AREAS = {
     "csc_hf/training": "train",
     "csc_hf": "audio",
     "metrics": "eval",
+    "examples/space": "space",
     "examples": "train",
     "model_cards": "train",
     "benchmarks": "bench",

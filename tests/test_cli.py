@@ -54,7 +54,7 @@ from csc_hf.streaming import LiveDiarizer, join_turns
 ROOT = Path(__file__).resolve().parents[1]
 AUDIO = ROOT / "examples" / "audio"
 ANNA, BEN, MEETING = (str(AUDIO / f"{name}.flac") for name in ("anna", "ben", "meeting"))
-COMMANDS = "embed verify enrol identify diarize live separate extract evaluate card".split()
+COMMANDS = "embed verify enrol identify diarize live separate extract evaluate export card".split()
 RATE = 16000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and names of POSIX systems")
 
@@ -701,7 +701,18 @@ def test_who_speaks_now_stands_on_a_terminal(monkeypatch):
     assert sys.stderr.getvalue().endswith("\x1b[K3 s: nobody")
 
 
-# --- evaluate and card -----------------------------------------------------------------------------------------------
+# --- export, evaluate and card -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.release
+def test_export(model, tmp_path):
+    out = tmp_path / "exported"
+    rows = run("export", model, "--out", out, "--part", "embedding").stdout.splitlines()
+    assert rows[0] == "part\tfile\tMB" and rows[1].startswith(f"embedding\t{out / 'embedding.onnx'}\t")
+    assert {path.name for path in out.iterdir()} == {"embedding.onnx", "export.json"}
+    (told,) = objects(run("export", model, "--out", out, "--part", "embedding", "--json"))
+    assert told == {"model": model, "files": {"embedding": str(out / "embedding.onnx")}}
+    assert "'no'" in error_of(run("export", model, "--out", out, "--part", "no", status=2))
 
 
 def test_evaluate_and_card(model, tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ USED_BY_OTHERS = {
     "asteroid-filterbanks": "Asteroid",
     "librosa": "Resemblyzer",
     "parameterized": "Transformers' common tests",
+    "scipy": "csc-hf diarize, by csc_hf.diarization",
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
 }

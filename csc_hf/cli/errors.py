@@ -12,7 +12,11 @@ import typer.core
 SAME, DIFFERENT, ERROR, UNDECIDED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 """Exit statuses."""
 
-EXTRAS = {"eval": ("datasets", "evaluate", "matplotlib", "tqdm"), "export": ("onnx", "onnxruntime", "onnxscript")}
+EXTRAS = {
+    "cli": ("scipy",),
+    "eval": ("datasets", "evaluate", "matplotlib", "tqdm"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+}
 """Extras beside `audio` that a command may miss, with packages of each."""
 
 

@@ -701,7 +701,7 @@ def test_who_speaks_now_stands_on_a_terminal(monkeypatch):
     assert sys.stderr.getvalue().endswith("\x1b[K3 s: nobody")
 
 
-# --- export, evaluate and card -----------------------------------------------------------------------------------------
+# --- export, evaluate and card ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.release

@@ -1226,6 +1226,10 @@ class CSCPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
+        elif isinstance(module, CSCMaskedBands):
+            # Nearly open and the same for all, so that voices are heard before the slots have learnt who is where.
+            init.zeros_(module.mask.weight)
+            init.constant_(module.mask.bias, 2.0)
         elif isinstance(module, CSCLSTM):
             init.zeros_(module.initial_hidden)
             init.zeros_(module.initial_cell)

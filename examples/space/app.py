@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The demo page of csc_hf, in the form of a Hugging Face Space: who speaks when in a recording, what each talker says,
-and which of them is a voice that you know. It runs on one CPU core and needs no network.
+The demo page of csc_hf, a Hugging Face Space: who speaks when in a recording, what each talker says, and which of them
+is a voice that you know. It runs on one CPU core and needs no network.
 
     pip install -r requirements.txt && python app.py
 
@@ -31,10 +31,11 @@ from csc_hf.plots import COLOURS, plot_attention, plot_diarization
 HERE = Path(__file__).resolve().parent
 MODEL = os.environ.get("CSC_HF_MODEL") or HERE.parents[1] / "model_cards" / "csc-small"
 
-MAX_MEGABYTES = 50  # of an upload
+MAX_SIZE = "50mb"  # of an upload
 MAX_SECONDS = 120  # of a recording
 MAX_TALKERS = len(COLOURS)
 MAX_VOICES = 4  # that a visitor enrols
+MAX_VISITORS = 20  # that wait, and whose recordings are in memory
 KEEP_SECONDS = 3600  # what visitors upload and enrol, and what the page makes of it
 SWEEP_SECONDS = 60
 
@@ -240,8 +241,8 @@ def build() -> gr.Blocks:
 
 def main() -> None:
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
-    page = build().queue(default_concurrency_limit=1, max_size=20)
-    page.launch(max_file_size=MAX_MEGABYTES * 2**20, ssr_mode=False, theme=theme, footer_links=[])
+    options = {"theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": MAX_SIZE}
+    build().queue(max_size=MAX_VISITORS).launch(state_session_capacity=MAX_VISITORS, **options)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The first that fits a file is the extra that its imports have to be in; "" is the core.
 AREAS = {
     "csc_hf/data/utterances.py": "eval",  # csc_hf.evaluation imports it
+    "csc_hf/cli/live.py": "live",
     "csc_hf/cli": "cli",
     "csc_hf/diarization.py": "diarize",
     "csc_hf/evaluation/diarization.py": "diarize",
     "csc_hf/evaluation/diarizers.py": "diarize",
     "csc_hf/plots.py": "diarize",
-    "csc_hf/streaming.py": "diarize",
     "csc_hf/streaming.py": "diarize",
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
@@ -35,6 +35,7 @@ AREAS = {
     "examples": "train",
     "model_cards": "train",
     "benchmarks": "bench",
+    "docs": "docs",
     "tests": "dev",
 }
 
@@ -51,10 +52,12 @@ USED_BY_OTHERS = {
     "librosa": "Resemblyzer",
     "onnxscript": "torch.onnx",
     "parameterized": "Transformers' common tests",
+    "scipy": "csc-hf diarize, by csc_hf.diarization",
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
 }
-TOOLS = {"build", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS = {"build", "ipykernel", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS |= {"mkdocs-material", "mkdocstrings[python]"}
 
 ORDER = (
     "version",

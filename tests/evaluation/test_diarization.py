@@ -63,7 +63,7 @@ def test_conversations_are_a_function_of_the_seed():
         people(), seed=1, per_condition=2, seconds=12.0, num_talkers=(2, 3), overlaps=(0.0, 0.4)
     )
     assert again.sha256 == one.sha256
-    for heard in one:
+    for heard in other:
         waveform = heard.load()
         assert waveform.shape == (12 * RATE,) and np.abs(waveform).max() <= 1
         assert heard.num_speakers == int(heard.name[len("talkers")])

@@ -14,8 +14,7 @@ from .long_audio import Job, file_writer, run
 from .modeling_csc import CSCPreTrainedModel
 from .streaming import LiveExtractor
 
-WINDOW_SECONDS = 10.0
-LATENCY_SECONDS = 6.0
+LATENCY_SECONDS = 4.0
 
 
 @dataclass
@@ -27,12 +26,14 @@ class ExtractedVoice:
         source: float32 (samples,), silent where the speaker is not found; None where it was written to a file.
         score: The highest cosine of the enrolled speaker with a slot, in any part of the recording; None if all of it
             is silent.
-        present: Whether the score reaches the threshold anywhere. If not, all of the source is silent.
+        present: Whether the score reaches the threshold. If not, all of the source is silent.
+        threshold: That threshold.
     """
 
     source: np.ndarray | None
     score: float | None
     present: bool
+    threshold: float
 
 
 def extract(
@@ -40,7 +41,7 @@ def extract(
     recording: np.ndarray | torch.Tensor | str | os.PathLike,
     enrolment: np.ndarray,
     *,
-    threshold: float,
+    threshold: float | None = None,
     output_file: str | os.PathLike | None = None,
 ) -> ExtractedVoice:
     """
@@ -53,7 +54,8 @@ def extract(
         model: A CSC model that separates, in evaluation mode.
         recording: Floats (samples,) at the sampling rate of the model; or an audio file, which is read by blocks.
         enrolment: (embedding,) of unit length, such as `csc_hf.enrolment.enrol(...).embedding`.
-        threshold: Lowest cosine at which a slot is taken for the speaker's.
+        threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)` of
+            `csc_hf.streaming`.
         output_file: File to which the voice is written block by block: as 32-bit floats if its format has them. If the
             input is a file as well, memory is constant.
 
@@ -69,13 +71,11 @@ def extraction(
     recording: np.ndarray | torch.Tensor | str | os.PathLike,
     enrolment: np.ndarray,
     *,
-    threshold: float,
+    threshold: float | None = None,
     output_file: str | os.PathLike | None = None,
 ) -> Job[ExtractedVoice]:
     """`extract` as a job for `csc_hf.long_audio.run`, with the same model."""
-    live = LiveExtractor(
-        model, enrolment, threshold=threshold, window_seconds=WINDOW_SECONDS, latency_seconds=LATENCY_SECONDS
-    )
+    live = LiveExtractor(model, enrolment, threshold=threshold, latency_seconds=LATENCY_SECONDS)
     parts: list[np.ndarray] = []  # (1, samples) each
     with ExitStack() as files:
         write = parts.append
@@ -87,7 +87,8 @@ def extraction(
     return ExtractedVoice(
         source=np.concatenate(parts, axis=1)[0] if output_file is None else None,
         score=live.best_score,
-        present=live.best_score is not None and live.best_score >= threshold,
+        present=live.best_score is not None and live.best_score >= live.threshold,
+        threshold=live.threshold,
     )
 
 

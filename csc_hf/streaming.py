@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .audio import SAMPLING_RATE, SILENCE_POWER, NotFiniteError, power
 from .diarization import (
@@ -31,10 +32,13 @@ from .diarization import (
     settings_of,
     speaker_bounds,
 )
-from .long_audio import Job, check_separates, cross_fade, run, scale_to_mixture
+from .evaluation.calibration import Calibration
+from .long_audio import SAME_SPEAKER, Job, check_separates, cross_fade, run, scale_to_mixture
 from .modeling_csc import CSCPreTrainedModel
 
-WINDOW_SECONDS = 8.0
+logger = logging.get_logger(__name__)
+
+WINDOW_SECONDS = 5.0
 LATENCY_SECONDS = 2.0
 
 CONTINUITY = 0.3
@@ -251,6 +255,28 @@ def speech_gain(activity: np.ndarray, stride: int, num_samples: int) -> np.ndarr
     return np.interp(np.arange(num_samples), centres, speech).astype(np.float32)
 
 
+def speaker_threshold(model: CSCPreTrainedModel, condition: str | None = None) -> float:
+    """
+    Cosine with the embedding of an enrolled speaker from which on a slot is taken for theirs: the threshold of the
+    model's calibration. Where it has none, `SAME_SPEAKER`, with a warning.
+
+    Args:
+        condition: Condition whose calibration is used, if the model has several.
+
+    Raises:
+        ValueError: As `Calibration.load`.
+    """
+    calibration = Calibration.load(model, condition)
+    if calibration is not None:
+        return calibration.threshold
+    logger.warning_once(
+        "This model has no calibration: WHO IS TAKEN FOR THE ENROLLED SPEAKER IS A GUESS, by a cosine of "
+        f"{SAME_SPEAKER}. Learn a calibration on trials of your own (examples/evaluate_verification.py "
+        "--store_calibration mix0), or pass threshold=..."
+    )
+    return SAME_SPEAKER
+
+
 class LiveExtractor(_Live[np.ndarray]):
     """
     Let one voice through.
@@ -261,8 +287,9 @@ class LiveExtractor(_Live[np.ndarray]):
     Args:
         model: A CSC model that separates, in evaluation mode.
         enrolment: (embedding,) of unit length, such as `csc_hf.enrolment.enrol(...).embedding`.
-        threshold: Lowest cosine at which a slot is taken for the speaker's.
-        window_seconds, latency_seconds: See the top of this module.
+        threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)`.
+        latency_seconds: See the top of this module.
+        window_seconds: How much the model sees at a time, at the most.
 
     Attributes:
         score: The highest cosine in the latest window; None in silence.
@@ -276,14 +303,14 @@ class LiveExtractor(_Live[np.ndarray]):
         model: CSCPreTrainedModel,
         enrolment: np.ndarray,
         *,
-        threshold: float,
+        threshold: float | None = None,
         latency_seconds: float = LATENCY_SECONDS,
         window_seconds: float = WINDOW_SECONDS,
     ):
         super().__init__(model, window_seconds, latency_seconds)
         size = model.config.speaker_embedding_size
         self.enrolment = check_enrolled({"enrolment": enrolment}, size)["enrolment"]
-        self.threshold = threshold
+        self.threshold = speaker_threshold(model) if threshold is None else threshold
         self.score: float | None = None
         self.best_score: float | None = None
         self._tail = np.zeros((1, 0), np.float32)  # the voice behind what is answered, by the last window
@@ -314,7 +341,9 @@ class LiveExtractor(_Live[np.ndarray]):
                     voice *= speech_gain(
                         frames[0, best].float().cpu().numpy(), self.model.config.activity_stride, len(window)
                     )
-                voice *= min(1.0, max(1.0, np.abs(window).max()) / max(np.abs(voice).max(), 1e-30))
+                limit = max(1.0, np.abs(window).max())
+                voice *= np.float32(limit / max(limit, np.abs(voice).max()))
+                voice = voice.clip(-limit, limit)  # rounding can leave a sample beyond
         faded = cross_fade(self._tail[:, : len(window) - begin], voice[None, begin:])
         fade = min(self.lookahead, round(FADE_SECONDS * self.model.config.sampling_rate))
         self._tail = faded[:, end - begin : end - begin + fade]

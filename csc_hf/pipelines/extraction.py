@@ -2,11 +2,13 @@
 # mypy: disable-error-code="override"
 """`pipeline("target-speaker-extraction")`."""
 
+from dataclasses import asdict
 from typing import Any
 
 from ..enrolment import Enrolment, enrol
 from ..extraction import extraction
 from ..long_audio import Job
+from ..streaming import speaker_threshold
 from .base import _CSCPipeline
 
 
@@ -20,10 +22,11 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         enrolment (*optional*): Recording of that person, or a list of several. A few seconds of speech will do. They
             can be enrolled later, by `enrol`, as well.
         threshold (`float`, *optional*): Lowest cosine at which a voice is taken for theirs. By default, that of the
-            model.
+            model's calibration.
+        condition (`str`, *optional*): Condition whose calibration is used, if several are stored.
 
-    `threshold` can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go
-    through the model together. Results stay the same.
+    `threshold` and `condition` can also be given in each call. With `batch_size`, recordings of a list, generator or
+    dataset go through the model together. Results stay the same.
 
     Example:
 
@@ -33,7 +36,7 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
 
     >>> extract = pipeline("target-speaker-extraction", model="user/csc", enrolment="anna.wav")
     >>> extract("meeting.wav")
-    {'source': array([...], dtype=float32), 'sampling_rate': 16000, 'score': 0.71, 'present': True, 'threshold': 0.5}
+    {'source': array([...], dtype=float32), 'score': 0.71, 'present': True, 'threshold': 0.5, 'sampling_rate': 16000}
     ```"""
 
     def __init__(self, *args, enrolment=None, **kwargs):
@@ -43,9 +46,9 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
             self.enrol(enrolment)
 
     def _sanitize_parameters(self, **parameters):
-        unknown = parameters.keys() - {"threshold"}
+        unknown = parameters.keys() - {"threshold", "condition"}
         if unknown:
-            raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has threshold")
+            raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has enrolment, threshold and condition")
         return {}, parameters, {}
 
     def enrol(self, recordings) -> None:
@@ -58,7 +61,7 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         Raises:
             ValueError: A recording cannot be decoded, is empty, silent, or holds NaN.
         """
-        enrolled = enrol(self.model.base_model, self._decode_enrolment(recordings))
+        enrolled = enrol(self.model, self._decode_enrolment(recordings))
         if enrolled.silent:
             raise ValueError("a recording of the enrolment is silent: leave it out")
         self.enrolled = enrolled
@@ -67,7 +70,7 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         """
         Args:
             inputs: A recording, or a list, generator or dataset of recordings.
-            threshold: As of the pipeline.
+            threshold, condition: As of the pipeline.
 
         Returns:
             `dict`: `source`, float32 (samples,), silent where the person is not found, at the level at which the
@@ -78,7 +81,8 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
             For a list, a list of results in its order; for a generator or dataset, an iterator.
 
         Raises:
-            ValueError: Nobody is enrolled; a recording cannot be decoded, is empty, or holds NaN.
+            ValueError: Nobody is enrolled; a recording cannot be decoded, is empty, or holds NaN; several calibrations
+                and no condition, or none of that condition.
         """
         return super().__call__(inputs, **options)
 
@@ -90,18 +94,12 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
     def _num_samples(self, trial: dict) -> int:
         return len(trial["recording"])
 
-    def _job(self, trial: dict, threshold: float | None = None) -> Job[dict]:
+    def _job(self, trial: dict, threshold: float | None = None, condition: str | None = None) -> Job[dict]:
         assert self.enrolled is not None  # `preprocess` has checked
         if threshold is None:
-            threshold = 0.4
+            threshold = speaker_threshold(self.model, condition)
         voice = yield from extraction(self.model, trial["recording"], self.enrolled.embedding, threshold=threshold)
-        return {
-            "source": voice.source,
-            "sampling_rate": self.model.config.sampling_rate,
-            "score": voice.score,
-            "present": voice.present,
-            "threshold": threshold,
-        }
+        return {**asdict(voice), "sampling_rate": self.model.config.sampling_rate}
 
     def postprocess(self, outputs: dict) -> dict[str, Any]:
         return outputs

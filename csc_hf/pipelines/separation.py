@@ -2,26 +2,23 @@
 # mypy: disable-error-code="override"
 """`pipeline("speech-separation")`."""
 
-from typing import Any
-
 import numpy as np
 
-from ..enrolment import Enrolment, enrolling
-from ..long_audio import Job, SeparatedAudio, separation
+from ..long_audio import Job, separation
 from ..modeling_csc import CSCForSpeechSeparation, CSCPreTrainedModel
 from .base import _CSCPipeline, load_by_name
 
 
 class SpeechSeparationPipeline(_CSCPipeline):
     """
-    Separate the speakers of a recording of any length, or extract one of them by an enrolment.
+    Separate the speakers of a recording of any length. For the voice of one person, see
+    [`TargetSpeakerExtractionPipeline`].
 
     Args:
         model: A CSC model that separates. By name, a [`CSCForSpeechSeparation`] is loaded.
         chunk_seconds, overlap_seconds (`float`, *optional*): As of [`~csc_hf.long_audio.separate`].
-        enrolment (*optional*): Recording, or list of recordings, of the speaker to extract.
 
-    All three can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go through
+    Both can also be given in each call. With `batch_size`, recordings of a list, generator or dataset go through
     the model together. Results stay the same.
 
     Example:
@@ -33,32 +30,28 @@ class SpeechSeparationPipeline(_CSCPipeline):
     >>> separate = pipeline("speech-separation", model="user/csc")
     >>> separate("meeting.wav")["sources"].shape
     (2, 160000)
-    >>> separate("meeting.wav", enrolment="anna.wav")["source"].shape
-    (160000,)
     ```"""
 
-    def _sanitize_parameters(self, enrolment=None, **parameters):
+    def _sanitize_parameters(self, **parameters):
         unknown = parameters.keys() - {"chunk_seconds", "overlap_seconds"}
         if unknown:
             raise TypeError(
-                f"unknown options {sorted(unknown)}: this pipeline has enrolment, chunk_seconds and overlap_seconds"
+                f"unknown options {sorted(unknown)}: this pipeline has chunk_seconds and overlap_seconds; for one "
+                'voice, by an enrolment, see pipeline("target-speaker-extraction")'
             )
-        return {} if enrolment is None else {"enrolment": enrolment}, parameters, {}
+        return {}, parameters, {}
 
     def __call__(self, inputs, **options):
         """
         Args:
             inputs: A recording, or a list, generator or dataset of recordings.
-            enrolment, chunk_seconds, overlap_seconds: As of the pipeline.
+            chunk_seconds, overlap_seconds: As of the pipeline.
 
         Returns:
             `dict`: `sources`, float32 (slots, samples), at the level at which they best add up to the recording. If a
             source would exceed full scale where the recording does not, all are turned down by one factor, so that
             none clips. `embeddings` (slots, embedding) of unit length; `activity` (slots,), logits: a slot below zero
             holds nobody; `sampling_rate`.
-
-            With an enrolment: `source` (samples,) and `activity` of the active slot that is most like the enrolled
-            speaker, `score`, the cosine of the two, and `sampling_rate`.
 
             For a list, a list of results in its order; for a generator or dataset, an iterator.
 
@@ -67,9 +60,8 @@ class SpeechSeparationPipeline(_CSCPipeline):
         """
         return super().__call__(inputs, **options)
 
-    def preprocess(self, inputs, enrolment=None) -> dict:
-        trial: dict[str, Any] = {"mixture": self._decode(inputs, "recording")}
-        return trial if enrolment is None else trial | {"enrolment": self._decode_enrolment(enrolment)}
+    def preprocess(self, inputs) -> dict:
+        return {"mixture": self._decode(inputs, "recording")}
 
     def _num_samples(self, trial: dict) -> int:
         return len(trial["mixture"])
@@ -77,27 +69,15 @@ class SpeechSeparationPipeline(_CSCPipeline):
     def _job(self, trial: dict, **chunking) -> Job[dict]:
         audio = yield from separation(self.model, trial["mixture"], **chunking)
         assert audio.sources is not None  # they are not written to files
-        audio.sources = _without_clipping(audio.sources, trial["mixture"])
-        enrolment = None
-        if "enrolment" in trial:
-            enrolment = yield from enrolling(self.model, trial["enrolment"])
-        return {"audio": audio, "enrolment": enrolment}
+        return {
+            "sources": _without_clipping(audio.sources, trial["mixture"]),
+            "embeddings": audio.embeddings,
+            "activity": audio.activity,
+            "sampling_rate": self.model.config.sampling_rate,
+        }
 
     def postprocess(self, outputs: dict) -> dict:
-        audio, enrolment = outputs["audio"], outputs["enrolment"]
-        result = {"sampling_rate": self.model.config.sampling_rate}
-        if enrolment is None:
-            return result | {"sources": audio.sources, "embeddings": audio.embeddings, "activity": audio.activity}
-        best, score = closest_slot(audio, enrolment)
-        return result | {"source": audio.sources[best], "activity": float(audio.activity[best]), "score": score}
-
-
-def closest_slot(audio: SeparatedAudio, enrolment: Enrolment) -> tuple[int, float]:
-    """The active slot that is most like an enrolled speaker, and the cosine of the two."""
-    allowed = (audio.activity > 0) | (audio.activity == audio.activity.max())
-    scores = np.where(allowed, audio.embeddings @ enrolment.embedding, -np.inf)
-    best = int(scores.argmax())
-    return best, float(scores[best])
+        return outputs
 
 
 def _without_clipping(sources: np.ndarray, mixture: np.ndarray) -> np.ndarray:

@@ -259,6 +259,11 @@ def test_a_saved_state_goes_on(kind, tmp_path):
     for number in range(25, len(pieces_of)):
         assert_same(third.push(pieces_of[number]), answers[number])
     assert_same(third.finish(), answers[-1])
+    assert repr(third.state_dict()) == repr(first.state_dict())
+    ended = make_live(kind)
+    ended.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="finish was called"):
+        ended.push(MEETING)
     with pytest.raises(ValueError, match="use equal settings"):
         make_live(kind, latency=1.0).load_state_dict(torch.load(tmp_path / "state.pt"))
 

@@ -24,6 +24,11 @@ AUTO_MAP = {
 } | {auto_class: f"modeling_csc.{name}" for name, auto_class in MODEL_CLASSES.items() if auto_class is not None}
 
 
+def _ceil_div(number, divisor: int):
+    """`number / divisor`, rounded up. Not `-(-number // divisor)`: ONNX rounds negative quotients of sizes up, too."""
+    return (number + divisor - 1) // divisor
+
+
 @strict
 class CSCConfig(PreTrainedConfig):
     r"""
@@ -84,6 +89,8 @@ class CSCConfig(PreTrainedConfig):
         activity_loss_weight (`float`, defaults to 0.5): Weight of the slots' binary cross-entropy [O].
         frame_activity_loss_weight (`float`, defaults to 0.5): Weight of the binary cross-entropy of when the slots
             speak [O].
+        band_mask_loss_weight (`float`, defaults to 1.0): Weight of the cross-entropy of the slots' shares of each mel
+            band, which the speaker branch `"conv"` reads the spectrum by [O].
         contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt scale of the squared distances in
             the contrastive loss [O].
         si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
@@ -149,6 +156,7 @@ class CSCConfig(PreTrainedConfig):
     contrastive_loss_weight: float | int = 1.0
     activity_loss_weight: float | int = 0.5
     frame_activity_loss_weight: float | int = 0.5
+    band_mask_loss_weight: float | int = 1.0
     contrastive_scale: float | int = 10.0
     si_snr_threshold: float | int = 30.0
     num_recording_classes: int | None = None
@@ -240,23 +248,23 @@ class CSCConfig(PreTrainedConfig):
     def num_frames(self, num_samples):
         """Frames of the front end for a waveform of `num_samples` samples (`int` or integer tensor). Each sample lies
         in `conv_kernel / conv_stride` of them."""
-        return -(-num_samples // self.conv_stride) + self.conv_kernel // self.conv_stride - 1
+        return _ceil_div(num_samples, self.conv_stride) + self.conv_kernel // self.conv_stride - 1
 
     def num_encoder_frames(self, num_samples):
         """Frames of the encoder for a waveform of `num_samples` samples (`int` or integer tensor). Each joins
         `frame_stride` frames of the front end."""
-        return -(-self.num_frames(num_samples) // self.frame_stride)
+        return _ceil_div(self.num_frames(num_samples), self.frame_stride)
 
     def num_segments(self, num_samples):
         """Segments of a waveform of `num_samples` samples (`int` or integer tensor). Each frame of the encoder lies in
         two of them, or in one if segments do not overlap."""
         overlap = self.segment_length // self.segment_hop
-        return -(-self.num_encoder_frames(num_samples) // self.segment_hop) + overlap - 1
+        return _ceil_div(self.num_encoder_frames(num_samples), self.segment_hop) + overlap - 1
 
     def num_activity_frames(self, num_samples):
         """Frames of `source_frame_activity` for a waveform of `num_samples` samples (`int` or integer tensor). Frame
         `f` stands for the samples from `f * activity_stride` up to `(f + 1) * activity_stride`."""
-        return -(-num_samples // self.activity_stride)
+        return _ceil_div(num_samples, self.activity_stride)
 
     @property
     def activity_stride(self) -> int:
@@ -306,6 +314,7 @@ class CSCConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         not_negative = (
             "separation_loss_weight contrastive_loss_weight activity_loss_weight frame_activity_loss_weight "
+            "band_mask_loss_weight "
             "recording_loss_weight xvector_margin"
         )
         for name in not_negative.split():

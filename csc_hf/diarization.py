@@ -25,6 +25,7 @@ import torch
 from transformers.utils import logging
 
 from .audio import SILENCE_POWER, power
+from .enrolment import file_name
 from .long_audio import (
     Job,
     Recording,
@@ -670,7 +671,9 @@ def _write_voices(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
         outputs = [
-            files.enter_context(soundfile.SoundFile(folder / f"{name}.wav", "w", config.sampling_rate, 1, "FLOAT"))
+            files.enter_context(
+                soundfile.SoundFile(folder / f"{file_name(name)}.wav", "w", config.sampling_rate, 1, "FLOAT")
+            )
             for name in names
         ]
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,17 +41,17 @@ def enrol(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memor
     Raises:
         ValueError: There are no recordings, or what `csc_hf.long_audio.embed` raises.
     """
-    base: Any = model.base_model
-    return run(base, [enrolling(model, waveforms, with_memory)])[0]
+    return run(cast(CSCPreTrainedModel, model.base_model), [enrolling(model, waveforms, with_memory)])[0]
 
 
 def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memory: bool = False) -> Job[Enrolment]:
     """`enrol` as a job for `csc_hf.long_audio.run`, with the base model of the same model."""
     if not waveforms:
         raise ValueError("an enrolment without recordings: give at least one")
+    base = cast(CSCPreTrainedModel, model.base_model)
     speakers = []
     for waveform in waveforms:
-        speakers.append((yield from embedding(model, waveform, with_segments=with_memory)))
+        speakers.append((yield from embedding(base, waveform, with_segments=with_memory)))
     mean = np.mean([found.embeddings[found.activity.argmax()] for found in speakers], axis=0)
     segments = [found.segments for found in speakers if found.segments is not None]
     return Enrolment(
@@ -64,3 +64,15 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
 def is_silent(waveform: np.ndarray) -> bool:
     """Whether a waveform (samples,) is below −80 dB of full scale, on average."""
     return power(waveform) < SILENCE_POWER
+
+
+def file_name(name: str) -> str:
+    """What to call the file of a speaker, without an ending: characters that lead to another folder or are not allowed
+    everywhere, and a leading point, are written as %2F."""
+    first = name[:1] == "."
+    return "".join(
+        char
+        if char.isprintable() and char not in '<>:"/\\|?*%' and not (first and number == 0)
+        else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+        for number, char in enumerate(name)
+    )

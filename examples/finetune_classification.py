@@ -27,7 +27,14 @@ from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.reservoir import ANY_LENGTH, SkippedRows, UnusableRow, usable_utterance
 from csc_hf.data.utterances import Row, dataset_arguments, label_or_none
 from csc_hf.training.arguments import option
-from csc_hf.training.finetuning import FinetuningArguments, load_model, parse_arguments, save, trainer_arguments
+from csc_hf.training.finetuning import (
+    FinetuningArguments,
+    StopAtNonFiniteLoss,
+    load_model,
+    parse_arguments,
+    save,
+    trainer_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=held_out,
         data_collator=collate,
         compute_metrics=accuracy,
+        callbacks=[StopAtNonFiniteLoss()],
     )
     commonest = np.bincount(train_table["labels"]).argmax()
     results = {

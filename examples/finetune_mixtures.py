@@ -60,6 +60,9 @@ from csc_hf.training.teacher import centre, read_or_embed
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
 SPEED_RANGE = (0.86, 1.14)
+CONDITIONS = ("clean", "noise0", "mix0", "mix0_mix0")
+"""What speakers are verified in, see `csc_hf.evaluation.trial_set`."""
+
 NUM_SPEEDS = 3
 """A speaker at a speed that rounds to 0.9, to 1.0 and to 1.1 is three speakers: pitch and formants differ."""
 
@@ -292,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
 
     trials = None
     if accelerator.is_main_process:
-        trials = speech.build_trials(args.seed, args.eval_seconds, args.eval_recordings)
+        trials = speech.build_trials(args.seed, args.eval_seconds, args.eval_recordings, CONDITIONS)
 
     def measure() -> dict[str, Any]:
         assert trials is not None, "only the main process measures"

@@ -30,6 +30,7 @@ from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import (
     SpeechArguments,
     SpeechReservoir,
+    StopAtNonFiniteLoss,
     load_model,
     open_speech,
     parse_arguments,
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(CSCForXVector, args.model, speech.speakers)
     if args.freeze_encoder:
         freeze_encoder(model)
-    trainer = Trainer(model=model, args=training_args, train_dataset=crops)
+    trainer = Trainer(model=model, args=training_args, train_dataset=crops, callbacks=[StopAtNonFiniteLoss()])
 
     results: dict = {}
     is_main_process = trainer.is_world_process_zero()

@@ -392,7 +392,7 @@ def test_batch_norm_is_that_of_pytorch_over_the_real_positions():
     values = torch.randn(3, 7, 5) * mask
     real = mask.squeeze(-1)
     for training in (True, False):
-        actual = norm.train(training)(values, mask)
+        actual = norm.train(training)(values, mask, mask.float())
         expected = F.batch_norm(values[real], norm.running_mean.clone(), norm.running_var.clone(), training=training)
         torch.testing.assert_close(actual[real], expected)
         assert not actual[~real].any()
@@ -400,10 +400,29 @@ def test_batch_norm_is_that_of_pytorch_over_the_real_positions():
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * values[real].var(0, correction=0))
 
 
+def test_moments_of_a_batch_are_those_of_what_counts():
+    norm, values, weights = CSCMaskedBatchNorm(5, 1e-5), torch.randn(4, 5), torch.tensor([[1.0], [1.0], [0.0], [0.5]])
+    actual = norm(values, torch.ones(4, 1), weights)
+    twice = values[[0, 0, 1, 1, 3]]  # a weight of a half is half a row
+    torch.testing.assert_close(actual[[0, 0, 1, 1, 3]], F.batch_norm(twice, None, None, training=True))
+    assert actual[2].any()
+    assert norm(values, torch.ones(4, 1), torch.zeros(4, 1)).isfinite().all()
+
+
+def test_a_slot_that_does_not_speak_changes_no_moments():
+    model = CSCModel(tiny("tdnn")).train()
+    with torch.no_grad():
+        model.frame_activity.weight.zero_()
+        model.frame_activity.bias.fill_(-20.0)
+        model(torch.randn(3, 4000))
+    norms = [module for module in model.modules() if isinstance(module, CSCMaskedBatchNorm)]
+    assert len(norms) == 3 and all(norm.running_mean.abs().max() < 1e-3 for norm in norms)
+
+
 def test_what_the_memory_answers_changes_no_moments():
     """The moving averages are those of the embeddings; a global speaker vector is made by them in training, too."""
     model = moments(CSCForPreTraining(tiny("tdnn"))).train()
-    query, memory = torch.randn(4, 32), torch.randn(4, 6, 16)
+    query, memory = torch.randn(4, 32), torch.randn(4, 6, 24)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     vectors = model.aggregate(query, memory)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

@@ -12,17 +12,20 @@ The tensors of voice 0 are `embedding.0` (embedding,) and, where speakers are en
 
 import hashlib
 import json
+import operator
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..configuration_csc import CSCConfig
+from ..enrolment import Enrolment
+from ..evaluation.calibration import check_enrolment
 from ..modeling_csc import CSCPreTrainedModel
-from ..pipelines import Enrolment
 
 FORMAT = "csc_hf.voices"
 VERSION = 1
@@ -51,18 +54,44 @@ class VoiceStore:
     recordings: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, voice: Enrolment, recordings: int) -> None:
-        """Add a voice, or replace the one of that name."""
+        """Add a voice, or replace the one of that name.
+
+        Raises:
+            ValueError: the name is blank, or has characters that cannot be printed on one line.
+        """
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"{name!r} is no name of a voice: choose one of letters that can be printed")
         self.voices[name] = voice
         self.recordings[name] = recordings
 
     def check_model(self, path: Path, model: CSCPreTrainedModel, name: str) -> None:
-        """Raise a ValueError unless `model`, which users call `name`, is the one that the voices are from."""
+        """Raise a ValueError unless `model`, which users call `name`, is the one that the voices are from, and their
+        numbers are as it makes them."""
         own = fingerprint(model, self.enrolment)
         if own != self.fingerprint:
             raise ValueError(
                 f"the voices in {str(path)!r} were enrolled with the model {self.model!r} ({self.fingerprint[:12]}), "
                 f"and this is {name!r} ({own[:12]}): give that one as --model, or enrol in a new store"
             )
+
+        sizes = {"embedding": model.config.speaker_embedding_size, "memory": model.config.hidden_size}
+        for voice, enrolment in self.voices.items():
+            vectors = {"embedding": torch.from_numpy(enrolment.embedding)[None]}
+            if self.enrolment == "attention":
+                vectors["memory"] = torch.empty(0) if enrolment.memory is None else enrolment.memory
+            for what, rows in vectors.items():
+                if (
+                    rows.ndim != 2
+                    or not len(rows)
+                    or rows.shape[1] != sizes[what]
+                    or not rows.is_floating_point()
+                    or not rows.isfinite().all()
+                    or (what == "embedding" and abs(rows.norm() - 1) > 1e-3)
+                ):
+                    raise ValueError(
+                        f"{str(path)!r} is damaged: the {what} of {voice!r} is not of size {sizes[what]}, finite, and "
+                        f"of unit length: enrol {voice!r} again, in a new store"
+                    )
 
     def save(self, path: Path) -> None:
         """Write the store beside `path`, and rename it: whatever happens, `path` is complete."""
@@ -90,31 +119,47 @@ class VoiceStore:
         Raises:
             ValueError: the file is no store of voices, or is damaged, or is of a newer version.
         """
+        damaged = f"{str(path)!r} is no store of voices, or is damaged"
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{str(path)!r} is no store of voices: give one that `csc-hf enrol` has written")
-                if int(metadata["version"]) > VERSION:
-                    raise ValueError(
-                        f"{str(path)!r} is a store of version {metadata['version']}, and this csc_hf knows version "
-                        f"{VERSION}: update csc_hf"
-                    )
-                store = cls(
-                    metadata["model"], metadata["fingerprint"], metadata["enrolment"], int(metadata["sampling_rate"])
-                )
-                keys = set(file.keys())
-                for number, voice in enumerate(json.loads(metadata["voices"])):
-                    memory = f"memory.{number}"
-                    enrolment = Enrolment(
-                        embedding=file.get_tensor(f"embedding.{number}").numpy(),
-                        memory=file.get_tensor(memory) if memory in keys else None,
-                        silent=False,
-                    )
-                    store.add(voice["name"], enrolment, voice["recordings"])
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is no store of voices, or is damaged: {error}") from error
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{damaged}: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{str(path)!r} is no store of voices: give one that `csc-hf enrol` has written")
+        if metadata.get("version") != str(VERSION):
+            raise ValueError(
+                f"{str(path)!r} is a store of version {metadata.get('version')}, and this csc_hf knows version "
+                f"{VERSION}: update csc_hf"
+            )
+        try:
+            store = cls(
+                metadata["model"], metadata["fingerprint"], metadata["enrolment"], int(metadata["sampling_rate"])
+            )
+            check_enrolment(store.enrolment)
+            for number, voice in enumerate(json.loads(metadata["voices"])):
+                if voice["name"] in store.voices:
+                    raise ValueError(f"two voices are called {voice['name']!r}")
+                embedding = tensors[f"embedding.{number}"].float().numpy()
+                enrolment = Enrolment(embedding, tensors.get(f"memory.{number}"), silent=False)
+                store.add(voice["name"], enrolment, operator.index(voice["recordings"]))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # recursion is the last
+            raise ValueError(f"{damaged}: {error}") from error
         return store
+
+
+def load_voices(path: Path, model: CSCPreTrainedModel, name: str) -> dict[str, np.ndarray]:
+    """The embeddings of enrolled voices, for `model`, which users call `name`.
+
+    Raises:
+        ValueError: there is no store, or it is of another model.
+    """
+    if not path.is_file():
+        raise ValueError(f"no store {str(path)!r}: make one with csc-hf enrol")
+    store = VoiceStore.load(path)
+    store.check_model(path, model, name)
+    return {voice: enrolment.embedding for voice, enrolment in store.voices.items()}
 
 
 def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:

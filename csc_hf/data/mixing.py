@@ -11,7 +11,7 @@ Rooms, levels and what else changes a source or a mixture: see `csc_hf.data.augm
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -257,8 +257,43 @@ class MixtureRecipe:
         return cls(**{**values, "sources": sources, "noise": noise, "effects": effects_of(values)})
 
 
+class ClipIndex:
+    """Clips by identity and by source, as drawing needs them. To draw many groups from the same clips, make it once.
+
+    Args:
+        clips: ids unique.
+        config: its `supervision` and `unlabelled_probability` are used.
+
+    Raises:
+        ValueError: a clip has no speaker, and needs one.
+    """
+
+    def __init__(self, clips: Sequence[Clip], config: MixingConfig):
+        self.clips = clips
+        # An identity is whether it is labelled, and its name.
+        self.by_identity: dict[tuple[bool, str], list[Clip]] = defaultdict(list)
+        self.by_source: dict[str | None, dict[tuple[bool, str], list[Clip]]] = defaultdict(lambda: defaultdict(list))
+        for clip in clips:
+            identity = (False, clip.id)
+            if config.supervision == "speaker" and clip.speaker is not None:
+                identity = (True, clip.speaker)
+            elif config.needs_speakers:
+                raise ValueError(f'utterance {clip.id!r} has no speaker: supervision="speaker" needs one for each')
+            self.by_identity[identity].append(clip)
+            self.by_source[clip.source][identity].append(clip)
+
+        # How often each identity comes in relation to the others.
+        self.weights: dict[tuple[bool, str], float] = dict.fromkeys(self.by_identity, 1)
+        num_labelled = sum(is_labelled for is_labelled, _ in self.by_identity)
+        num_others = len(self.by_identity) - num_labelled
+        if config.unlabelled_probability and num_labelled and num_others:
+            of_others = config.unlabelled_probability / num_others
+            of_labelled = (1 - config.unlabelled_probability) / num_labelled
+            self.weights = {identity: of_labelled if identity[0] else of_others for identity in self.by_identity}
+
+
 def draw_group(
-    clips: Sequence[Clip],
+    clips: Sequence[Clip] | ClipIndex,
     config: MixingConfig,
     seed: int,
     epoch: int,
@@ -290,7 +325,7 @@ def draw_group(
     else is drawn from (seed, epoch, index).
 
     Args:
-        clips: the audio at hand, ids unique.
+        clips: the audio at hand, ids unique; or an index of it.
         index: number of the group, over all epochs and processes.
         num_parallel: how many groups, with consecutive indices, make one training step.
         noise: the recorded noise at hand.
@@ -315,7 +350,8 @@ def draw_group(
     num_crops = np.bincount(list(itertools.chain(*members)), minlength=config.num_identities)
 
     rng = np.random.default_rng([seed, epoch, index])
-    chosen = _choose_identities(clips, config, which_source if one_source else None, rng)
+    at_hand = clips if isinstance(clips, ClipIndex) else ClipIndex(clips, config)
+    chosen = _choose_identities(at_hand, config, which_source if one_source else None, rng)
     speeds = [_draw_speed(config, rng) for _ in chosen]
     crops = [
         iter(_cut_crops(of_identity, speed, number, config.num_samples, rng))
@@ -455,53 +491,30 @@ def _shifts(num_observations: int, num_sources: int) -> tuple[tuple[int, ...], .
 
 
 def _choose_identities(
-    clips: Sequence[Clip], config: MixingConfig, which_source: float | None, rng: np.random.Generator
+    index: ClipIndex, config: MixingConfig, which_source: float | None, rng: np.random.Generator
 ) -> list[list[Clip]]:
     """The clips of `num_identities` identities, in random order, of all sources or of the one that a number in 0..1
     chooses."""
-    by_source: dict[str | None, dict[tuple[bool, str], list[Clip]]] = defaultdict(lambda: defaultdict(list))
-    everything: dict[tuple[bool, str], list[Clip]] = defaultdict(list)
-    for clip in clips:
-        if clip.speaker is None and config.needs_speakers:
-            raise ValueError(f'utterance {clip.id!r} has no speaker: supervision="speaker" needs one for each')
-        is_labelled = config.supervision == "speaker" and clip.speaker is not None
-        identity = (is_labelled, clip.speaker if is_labelled and clip.speaker is not None else clip.id)
-        by_source[clip.source][identity].append(clip)
-        everything[identity].append(clip)
-    if len(everything) < config.num_identities:
+    if len(index.by_identity) < config.num_identities:
         what = "utterances" if config.supervision == "utterance" else "speakers"
+        num_clips, seconds = len(index.clips), sum(clip.num_samples for clip in index.clips) / SAMPLING_RATE
         raise ValueError(
-            f"a group needs num_identities={config.num_identities} different {what}, and the {len(clips)} utterances "
-            f"at hand ({sum(clip.num_samples for clip in clips) / SAMPLING_RATE:.0f} s) hold {len(everything)}: add "
-            "data, lower num_identities, or, if the data has more, hold more of it at a time (reservoir_seconds) or "
-            "shuffle its rows"
+            f"a group needs num_identities={config.num_identities} different {what}, and the {num_clips} utterances "
+            f"at hand ({seconds:.0f} s) hold {len(index.by_identity)}: add data, lower num_identities, or, if the "
+            "data has more, hold more of it at a time (reservoir_seconds) or shuffle its rows"
         )
-
-    weights = _identity_weights(everything, config.unlabelled_probability)
-    candidates = everything
-    names = [name for name in sorted(by_source, key=str) if len(by_source[name]) >= config.num_identities]
+    weights, candidates = index.weights, index.by_identity
+    sources = index.by_source
+    names = [name for name in sorted(sources, key=str) if len(sources[name]) >= config.num_identities]
     if names and which_source is not None:
-        shares = np.cumsum([sum(weights[identity] for identity in by_source[name]) for name in names])
-        candidates = by_source[names[np.searchsorted(shares, which_source * shares[-1], side="right")]]
+        shares = np.cumsum([sum(weights[identity] for identity in sources[name]) for name in names])
+        candidates = sources[names[np.searchsorted(shares, which_source * shares[-1], side="right")]]
     clips_of = list(candidates.values())
     p = None  # equally often
     if config.unlabelled_probability:
         p = np.array([weights[identity] for identity in candidates])
         p = p / p.sum()
     return [clips_of[i] for i in rng.choice(len(clips_of), config.num_identities, replace=False, p=p)]
-
-
-def _identity_weights(
-    identities: Collection[tuple[bool, str]], unlabelled_probability: float
-) -> dict[tuple[bool, str], float]:
-    """How often each identity, (whether it is labelled, its name), comes in relation to the others: equally often, but
-    those without a label, together, with a probability."""
-    num_labelled = sum(is_labelled for is_labelled, _ in identities)
-    num_others = len(identities) - num_labelled
-    if not unlabelled_probability or not num_labelled or not num_others:
-        return dict.fromkeys(identities, 1)
-    of_labelled, of_others = (1 - unlabelled_probability) / num_labelled, unlabelled_probability / num_others
-    return {identity: of_labelled if identity[0] else of_others for identity in identities}
 
 
 def _draw_speed(config: MixingConfig, rng: np.random.Generator) -> float:

@@ -252,6 +252,7 @@ class Reservoir:
         self._max_samples = round(config.max_seconds * SAMPLING_RATE)
 
         self.held: dict[str, Held] = {}  # by id, the oldest first
+        self._clips: list[Clip] | None = None  # of what is held
         self.num_held_samples = 0
         self.skipped = SkippedRows(config.max_skipped)
 
@@ -266,9 +267,11 @@ class Reservoir:
         return min(reader.epoch for reader in self._readers)
 
     def clips(self) -> list[Clip]:
-        """What is held, the oldest first."""
-        utterances = [held.utterance for held in self.held.values()]
-        return [Clip(u.id, len(u.waveform), u.speaker, u.source, u.start) for u in utterances]
+        """What is held, the oldest first: the same list until that changes."""
+        if self._clips is None:
+            utterances = [held.utterance for held in self.held.values()]
+            self._clips = [Clip(u.id, len(u.waveform), u.speaker, u.source, u.start) for u in utterances]
+        return self._clips
 
     def fill(self, progress: bool = False) -> None:
         """Read until the reservoir is full or every dataset has been read once. `progress` shows a bar if it takes
@@ -325,6 +328,7 @@ class Reservoir:
             reader.forget_marks(held.place[1:] for held in self.held.values() if held.place[0] == number)
 
     def _hold(self, held: Held) -> None:
+        self._clips = None
         former = self.held.pop(held.utterance.id, None)  # another part of it
         self.num_held_samples += len(held.utterance.waveform) - (len(former.utterance.waveform) if former else 0)
         self.held[held.utterance.id] = held
@@ -364,7 +368,7 @@ class Reservoir:
                         "changed, start anew"
                     )
                 held[name] = self._decode(row, (place[0], place[1], place[2]))
-        self.held = {name: held[name] for *_, name in state["held"]}
+        self.held, self._clips = {name: held[name] for *_, name in state["held"]}, None
         self.num_held_samples = sum(len(held.utterance.waveform) for held in self.held.values())
         self.skipped.load_state_dict(state)
 

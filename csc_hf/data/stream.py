@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..audio import SAMPLING_RATE
-from .mixing import MixingConfig, MixtureRecipe, count_overlapping_crops, draw_group, mix
+from .mixing import ClipIndex, MixingConfig, MixtureRecipe, count_overlapping_crops, draw_group, mix
 from .reservoir import REASONS, Reservoir, ReservoirConfig
 from .utterances import UtteranceStream
 
@@ -318,6 +318,7 @@ class _Share:
         self.step = worker  # of its next group
         self._is_filled = False
         self._drawn = NOTHING_DRAWN
+        self._index: ClipIndex | None = None  # of what is held
 
     def next_batch(self) -> MixtureBatch:
         """The batch of step `step`."""
@@ -329,8 +330,11 @@ class _Share:
                 reservoir.fill(progress=stream.shard.rank == 0 and stream.num_workers == 0)
         self._is_filled = True
         index = self.step * stream.shard.world_size + stream.shard.rank
+        clips = self.speech.clips()
+        if self._index is None or self._index.clips is not clips:
+            self._index = ClipIndex(clips, stream.config)
         recipes = draw_group(
-            self.speech.clips(),
+            self._index,
             stream.config.at_batch(self.step),
             stream.seed,
             self.speech.epoch,
@@ -341,11 +345,13 @@ class _Share:
         )
         self._count_overlaps(recipes)
         self.step += max(1, stream.num_workers)
-        held = self.speech.held | (self.noise.held if self.noise else {})
+        of_noise = self.noise.held if self.noise else {}
+        names = {name for recipe in recipes for name in recipe.recording_ids} - stream.impulse_responses.keys()
+        used = {name: (self.speech.held.get(name) or of_noise[name]).utterance for name in names}
         return collate_group(
             recipes,
-            {name: held.utterance.waveform for name, held in held.items()} | stream.impulse_responses,
-            {name: held.utterance.start for name, held in held.items()},
+            {name: utterance.waveform for name, utterance in used.items()} | stream.impulse_responses,
+            {name: utterance.start for name, utterance in used.items()},
             self._identities(recipes, index),
         )
 

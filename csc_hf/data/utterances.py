@@ -232,6 +232,7 @@ class UtteranceStream:
         if dataset.features is not None and isinstance(dataset.features.get(audio_column), Audio):
             dataset = dataset.cast_column(audio_column, _UndecodedAudio(decode=False))
         self.dataset = dataset
+        self._features = dataset.features or {}  # reading them from the dataset copies them all
         self.audio_column = audio_column
         self.speaker_column = speaker_column
         self.source_column = source_column
@@ -279,7 +280,7 @@ class UtteranceStream:
         if column.startswith(FOLDER):
             return self._folder(values, int(column.removeprefix(FOLDER)))
         value = _value(values, column)
-        feature = (self.dataset.features or {}).get(column)
+        feature = self._features.get(column)
         if isinstance(feature, ClassLabel) and value is not None:
             value = None if value < 0 else feature.int2str(value)  # -1 is the missing label of `datasets`
             if column == self.speaker_column == "label":

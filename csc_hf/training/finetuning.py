@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, get_scheduler
+from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, TrainingArguments, get_scheduler
 
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import Clip, MixtureRecipe, mix
@@ -23,7 +24,7 @@ from ..data.reservoir import Reservoir, ReservoirConfig
 from ..data.stream import MixtureStream
 from ..data.utterances import UtteranceStream, check_unique_ids
 from ..evaluation.reports import format_report
-from ..evaluation.trial_set import TrialSet
+from ..evaluation.trial_set import BASIC_CONDITIONS, TrialSet
 from ..evaluation.trials import build_trials
 from ..feature_extraction_csc import CSCFeatureExtractor
 from .arguments import FILE_ENDINGS, HelpFormatter, option, read_yaml
@@ -176,9 +177,11 @@ class LabelledSpeech:
     speaker_of: dict[str, str]
     speakers: list[str]
 
-    def build_trials(self, seed: int, seconds: float, recordings_per_speaker: int) -> TrialSet:
+    def build_trials(
+        self, seed: int, seconds: float, recordings_per_speaker: int, conditions: Sequence[str] = BASIC_CONDITIONS
+    ) -> TrialSet:
         """Trials of the held-out speakers, see `csc_hf.evaluation.trials.build_trials`."""
-        return build_trials(usable_utterances(self.held_out), seed, seconds, recordings_per_speaker)
+        return build_trials(usable_utterances(self.held_out), seed, seconds, recordings_per_speaker, conditions)
 
 
 def open_speech(args: SpeechArguments) -> LabelledSpeech:
@@ -458,9 +461,21 @@ def _check_finite(accelerator: Accelerator, step: int, loss: torch.Tensor, norm:
     may_overflow = accelerator.scaler is not None or norm is None
     if not loss.isfinite() or not (may_overflow or torch.as_tensor(norm).isfinite()):
         raise SystemExit(
-            f"at step {step} the loss is {float(loss)}, and the norm of its gradient {norm}: lower --learning_rate, "
+            f"at step {step} the loss is {loss.item()}, and the norm of its gradient {norm}: lower --learning_rate, "
             "or resume from an earlier checkpoint where there is one"
         )
+
+
+class StopAtNonFiniteLoss(TrainerCallback):
+    """Ends training by Transformers' `Trainer` at the first logged loss or gradient that is NaN or infinite."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        figures = {name: logs[name] for name in ("loss", "grad_norm") if name in (logs or {})}
+        if not all(map(math.isfinite, figures.values())):
+            raise SystemExit(
+                f"by step {state.global_step} the loss is {figures.get('loss')}, and the norm of its gradient "
+                f"{figures.get('grad_norm')}: lower --learning_rate, or check the model that training began with"
+            )
 
 
 def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any) -> TrainingArguments:
@@ -474,6 +489,7 @@ def trainer_arguments(args: FinetuningArguments, batch_size: int, **options: Any
         lr_scheduler_type="cosine",
         warmup_steps=args.warmup_steps,
         logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # StopAtNonFiniteLoss sees what is logged
         save_strategy="no",
         seed=args.seed,
         report_to="none",

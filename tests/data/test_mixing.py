@@ -13,6 +13,7 @@ from csc_hf.data import augmentation
 from csc_hf.data.augmentation import CHANNEL_FREQUENCIES, Augmentation, Channel, Gain, RecordedRoom
 from csc_hf.data.mixing import (
     Clip,
+    ClipIndex,
     GeneratedNoise,
     MixingConfig,
     MixtureRecipe,
@@ -218,6 +219,32 @@ def test_a_group_from_one_source_takes_no_audio_of_another():
         group = draw_group(clips, config, 0, 0, index)
         pieces = [piece for recipe in group for source in recipe.sources for piece in source.pieces]
         assert len({piece.utterance.split("-")[0] for piece in pieces}) == 1
+
+
+@pytest.mark.parametrize("same_source_probability", [0.0, 1.0])
+def test_utterances_without_a_speaker_are_identities_of_their_own(same_source_probability):
+    """As often as the settings say, however many there are."""
+    clips = make_clips(20, 3, source="studio") + [
+        replace(clip, speaker=None) for clip in make_clips(200, 1, source="phone", prefix="u")
+    ]
+    config = replace(TINY, supervision="speaker", same_source_probability=same_source_probability)
+    with pytest.raises(ValueError, match="'u0-0' has no speaker"):
+        draw_group(clips, config, 0, 0, 0)
+    config = replace(config, unlabelled_probability=0.3)
+    index, num_unlabelled = ClipIndex(clips, config), 0
+    for number in range(200):
+        group = draw_group(index, config, 0, 0, number)
+        assert group == draw_group(clips, config, 0, 0, number) or number > 3
+        by_identity = {}
+        for source in (source for recipe in group for source in recipe.sources):
+            by_identity.setdefault(source.identity, set()).update(piece.utterance for piece in source.pieces)
+        for utterances in by_identity.values():
+            is_unlabelled = any(name.startswith("u") for name in utterances)
+            num_unlabelled += is_unlabelled
+            assert len(utterances) == 1 or not is_unlabelled
+    assert num_unlabelled / (200 * config.num_identities) == pytest.approx(0.3, abs=0.1)
+    with pytest.raises(ValueError, match="unlabelled_probability needs"):
+        replace(TINY, unlabelled_probability=0.3)
 
 
 def test_without_a_large_enough_source_groups_are_mixed():

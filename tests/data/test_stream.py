@@ -669,6 +669,25 @@ def test_rows_come_from_data_sets_by_their_probabilities(tmp_path):
         MixtureStream(streams, config, probabilities=[1.0])
 
 
+def test_utterances_without_a_speaker_take_part_in_the_contrast(tmp_path):
+    rows = make_rows(60)
+    for row in rows[::2]:
+        row["speaker_id"] = None
+    write(tmp_path, rows)
+    config = MixingConfig(num_identities=5, seconds=0.1, supervision="speaker", unlabelled_probability=0.5)
+    stream = MixtureStream(stream_utterances(tmp_path), config, **stream_options({}))
+    utterances_of = {}
+    for batch in take(stream, 30):
+        for recipe, ids in zip(batch.recipes, batch["speaker_ids"].tolist(), strict=True):
+            for source, speaker_id in zip(recipe.sources, ids, strict=False):
+                utterances_of.setdefault(speaker_id, set()).update(piece.utterance for piece in source.pieces)
+    speaker_of = {row["id"]: row["speaker_id"] or row["id"] for row in rows}
+    found = [{speaker_of[name] for name in names} for names in utterances_of.values()]
+    assert all(len(names) == 1 for names in found) and len(set.union(*found)) == len(found)
+    assert len([names for names in found if names.pop().startswith("utt")]) > 10
+    assert stream.counters()["skipped/no speaker"] == 0
+
+
 def test_any_mixture_can_be_rebuilt_from_its_recipe_alone(tmp_path):
     """With recorded noise and rooms, speed, level, and long recordings that are held in part."""
     for name in ("speech", "noise", "rooms"):

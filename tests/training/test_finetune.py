@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from pretraining_runs import LAUNCH, TWO_PROCESSES, launch, reset_accelerate, results_of
 from pyannote.core import Segment
 from pyannote.metrics.diarization import DiarizationErrorRate
+from safetensors import safe_open
 from safetensors.torch import load_file
 from speech import encode, write
 from transformers import AutoFeatureExtractor
@@ -28,10 +30,11 @@ from csc_hf import (
     CSCForSequenceClassification,
     CSCForXVector,
 )
-from csc_hf.data.mixing import MixtureRecipe, Piece, SourceRecipe
+from csc_hf.data.mixing import MixingConfig, MixtureRecipe, Piece, SourceRecipe
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.evaluation.trials import build_trials
 from csc_hf.evaluation.verification import evaluate
+from csc_hf.training import teacher
 from csc_hf.training.finetuning import SpeechArguments, SpeechReservoir, load_model, open_speech
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -311,7 +314,8 @@ def test_mixtures_teach_who_speaks(pretrained, tones, tmp_path):
     assert results["before"]["num_speakers"] == 4
     model = CSCForPreTraining.from_pretrained(tmp_path / "run")
     held_out = stream_utterances(str(tones / "test" / "*.parquet"), "test", "audio", "speaker_id", None, "id")
-    assert {"step": 25, **evaluate(model, build_trials(held_out, 0, 0.5, 6))} == results["after"]
+    trials = build_trials(held_out, 0, 0.5, 6, ["clean", "noise0", "mix0", "mix0_mix0"])
+    assert {"step": 25, **evaluate(model, trials)} == results["after"]
 
 
 @pytest.fixture
@@ -347,6 +351,120 @@ def test_a_speaker_is_three_by_speed():
     recipes = [recipe(1.0, 1.14), recipe(0.86), recipe(0.95, 1.05), recipe(0.94, 1.06)]
     assert number(recipes[:1], num_speeds=1).tolist() == [[5, 5]]
     assert number(recipes, num_speeds=3).tolist() == [[15, 16], [17, -100], [15, 15], [17, 16]]
+
+
+@pytest.mark.parametrize("teacher_size", [32, 5])
+def test_slots_learn_towards_the_teacher(pretrained, teacher_size):
+    """The teacher's embedding of the talker in each slot; a slot without one is not taught."""
+    torch.manual_seed(0)
+    sources = torch.randn(4, 2, 8000)
+    batch = {"input_values": sources.sum(1), "source_values": sources}
+    nobody = torch.full((4, 2), -100)
+    targets = torch.nn.functional.normalize(torch.randn(4, 2, teacher_size), dim=-1)
+    targets[3, 1] = 0
+    model = script("mixtures").SlotClassifier(
+        CSCForPreTraining.from_pretrained(pretrained), 5, 0.5, teacher_size, teacher_weight=100.0
+    )
+    assert isinstance(model.projection, torch.nn.Identity) == (
+        teacher_size == model.model.config.speaker_embedding_size
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    cosines = []
+    for _ in range(40):
+        loss, figures = model(nobody, batch, targets)
+        cosines.append(figures["teacher"].item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert figures["loss"] == 0 and loss.isfinite()  # nobody to classify
+    assert cosines[-1] > 0.6 > 0.4 > cosines[0]
+    output = model.model(**batch)
+    found = model.projection(output.source_embeddings.take_along_dim(output.permutation[..., None], dim=1))
+    similarity = torch.nn.functional.cosine_similarity(found, targets, dim=-1)
+    torch.testing.assert_close(model(nobody, batch, targets)[1]["teacher"], similarity.flatten()[:7].mean())
+
+
+def test_a_crop_of_several_utterances_is_taught_their_mean():
+    targets = {"a": np.array([1.0, 0.0], np.float32), "b": np.array([0.0, 1.0], np.float32)}
+    both = (Piece("a", 0, 300, 0), Piece("b", 0, 400, 300))
+    sources = [SourceRecipe(0, both, None), SourceRecipe(1, (Piece("a", 0, 700, 0),), 0.0, 1.1)]
+    recipes = [MixtureRecipe(700, 2, tuple(sources), None), MixtureRecipe(700, 2, tuple(sources[:1]), None)]
+    expected = torch.tensor([[[0.6, 0.8], [0.0, 0.0]], [[0.6, 0.8], [0.0, 0.0]]])
+    torch.testing.assert_close(script("mixtures").collect_targets(recipes, targets), expected)
+
+
+@pytest.fixture(scope="module")
+def half_labelled(tones, tmp_path_factory):
+    """The tones, every third without a speaker."""
+    rows = rows_of(tones)
+    for row in rows[::3]:
+        row["speaker_id"] = None
+    return write(tmp_path_factory.mktemp("half"), rows)
+
+
+RESUMABLE = """
+model:
+  name: {model}
+  hidden_dropout: 0.1
+mixing:
+  unlabelled_probability: 0.3
+  curriculum_batches: [1, 4]
+  curriculum_noise_probability: 0.2
+train_data: {data}
+teacher: mfcc
+max_steps: 4
+num_identities: 5
+seconds: 0.5
+eval_seconds: 0.5
+eval_recordings: 2
+eval_steps: 2
+checkpointing_steps: 2
+logging_steps: 3
+warmup_steps: 1
+"""
+
+
+def test_mixtures_with_a_teacher_resume_where_they_stopped(pretrained, tones, half_labelled, tmp_path, monkeypatch):
+    """Everything comes out as without the stop: weights, curves, evaluations. The teacher hears each utterance once,
+    those without a speaker too; the curriculum is that of the steps."""
+    (tmp_path / "run.yaml").write_text(RESUMABLE.format(model=pretrained, data=half_labelled / "*.parquet"))
+    run = tmp_path / "run"
+    options = ["--config", tmp_path / "run.yaml", "--eval_data", tones / "test" / "*.parquet", "--output_dir", run]
+    probabilities = []
+    at_batch = MixingConfig.at_batch
+    monkeypatch.setattr(
+        MixingConfig, "at_batch", lambda *args: probabilities.append(at_batch(*args)) or probabilities[-1]
+    )
+    main("mixtures", *options)
+    expected, weights = results_of(run), load_file(run / "model.safetensors")
+    assert [config.single_speaker_probability for config in probabilities] == pytest.approx([1, 1, 5 / 6, 4 / 6])
+    assert [config.noise_probability for config in probabilities] == pytest.approx([0.2, 0.2, 0.3, 0.4])
+    assert [results["step"] for results in expected["curve"]] == [0, 2, 4]
+    assert set(expected["after"]["conditions"]) == {"clean", "noise0", "mix0", "mix0_mix0"}
+    assert len(expected["teacher"]) == 1 and "skipped/no speaker" in expected["rows"]
+    assert expected["rows"]["skipped"] == 0
+    assert CSCForPreTraining.from_pretrained(run / "checkpoint-2").config.hidden_dropout == 0.1
+    ids = json.loads(safe_open(run / "teacher.safetensors", "pt").metadata()["ids"])
+    assert sorted(ids) == sorted(row["id"] for row in rows_of(tones))
+
+    shutil.rmtree(run / "checkpoint-4")
+    (run / "model.safetensors").unlink()
+    monkeypatch.setattr(teacher, "load_embedder", None)  # it would be called again
+    main("mixtures", *options, "--resume_from_checkpoint", "latest")
+    torch.testing.assert_close(load_file(run / "model.safetensors"), weights, rtol=0, atol=0)
+    assert {**results_of(run), "settings": None} == {**expected, "settings": None}
+
+    with pytest.raises(SystemExit, match="checkpoint-4"):
+        main("mixtures", *options)
+    with pytest.raises(SystemExit, match="of the teacher 'mfcc', not of 'campplus'"):
+        targets = ["--teacher_targets", run / "teacher.safetensors"]
+        main("mixtures", *options, "--output_dir", tmp_path / "other", "--teacher", "campplus", *targets)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(pretrained, tones, tmp_path):
+    with pytest.raises(SystemExit, match="at step [2-9] the loss is nan.* lower --learning_rate"):
+        options = "--max_steps 9 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --eval_recordings 2"
+        tune("mixtures", pretrained, tones, tmp_path / "run", *options.split(), "--learning_rate", "1e30")
 
 
 @pytest.mark.parametrize("num_data_sets", [1, 2])
@@ -485,3 +603,12 @@ def test_speech_is_held_within_bounds(tones, tmp_path):
         seen |= ids
         held.advance(10)
     assert seen == set(speech.speaker_of)
+
+
+@pytest.mark.parametrize("name", ["diarization", "classification"])
+def test_a_loss_that_is_not_finite_stops_the_run(name, pretrained, tones, tmp_path):
+    """In the loop of ours, and in that of Transformers' Trainer."""
+    options = ["--max_steps", "9", "--logging_steps", "1", *SHORT[name].split()[2:], "--learning_rate", "1e30"]
+    with pytest.raises(SystemExit, match="step . the loss is .*nan.*: lower --learning_rate"):
+        tune(name, pretrained, tones, tmp_path, *options)
+    assert not (tmp_path / "model.safetensors").exists()

@@ -381,3 +381,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer):
     with pytest.raises(SystemExit, match="after step 0 the loss is nan"):
         trainer.run()
     assert not list(trainer.folder.glob("checkpoint-*"))
+
+
+class Evil:
+    """Leaves a file behind if it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+def test_resuming_runs_no_code_of_a_checkpoint(tmp_path):
+    options = {"eval_split": None, "mixed_precision": False, "ema_decay": 0.5}
+    trainer = pretrainer(tmp_path / "run", options=options)
+    trainer.save_checkpoint()
+    (checkpoint,) = trainer.folder.glob("checkpoint-*")
+    pickles = [path for path in (checkpoint / "training_state").iterdir() if path.suffix in (".bin", ".pkl", ".pt")]
+    assert len(pickles) == 4  # optimizer, random numbers, schedule, average
+    for path in pickles:
+        content = path.read_bytes()
+        torch.save(Evil(tmp_path / "mark"), path)
+        with contextlib.suppress(Exception):
+            trainer.load(checkpoint)
+        assert not (tmp_path / "mark").exists(), path.name
+        path.write_bytes(content)
+    trainer.load(checkpoint)

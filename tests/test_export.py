@@ -1,0 +1,195 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Exported models compute what the model computes, for any batch, length and padding."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from csc_hf import (
+    CSCConfig,
+    CSCForAudioFrameClassification,
+    CSCForPreTraining,
+    CSCForSpeechSeparation,
+    CSCForXVector,
+    CSCModel,
+)
+from csc_hf.export import DESCRIPTION, TOLERANCE, export_onnx, export_torch
+
+# (batch, samples) and the length of the last recording: shorter than a frame, than a segment; several segments.
+SHAPES = [((1, 100), 100), ((1, 3000), 3000), ((2, 16_384), 5_000), ((1, 40_000), 40_000), ((3, 23_456), 1)]
+
+
+def small(**overrides) -> CSCConfig:
+    """Every kind of layer that the preset `small` has, in small."""
+    sizes = dict(hidden_size=16, lstm_hidden_size=16, num_attention_heads=2, num_hidden_layers=1, num_speaker_layers=2)
+    sizes |= dict(speaker_hidden_size=32, speaker_embedding_size=32, mask_hidden_size=16, num_mel_bins=20)
+    return CSCConfig.small(**sizes | overrides)
+
+
+CONFIGS = {
+    "small": small,
+    "mingru": lambda: small(local_layer="mingru"),
+    "learnt filters": lambda: CSCConfig.tiny(frame_activity=True),
+}
+
+
+def build(model_class, config):
+    """A model whose weights are no longer what training starts from: biases, states and averages are not zero."""
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith(("bias", "initial_hidden", "initial_cell", "running_mean")):
+                tensor.normal_(0, 0.3)
+    return model
+
+
+def recordings(shape, length):
+    input_values = torch.randn(shape, generator=torch.Generator().manual_seed(shape[1]))
+    attention_mask = torch.ones(shape, dtype=torch.long)
+    attention_mask[-1, length:] = 0
+    return input_values, attention_mask
+
+
+def run_onnx(file: Path, *inputs: torch.Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def check_parity(results: dict, expected) -> None:
+    for name, result in results.items():
+        assert tuple(result.shape) == tuple(expected[name].shape), name
+        np.testing.assert_allclose(result, expected[name].detach().numpy(), rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+# --- quick: the scorer is a small program ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory):
+    model = build(CSCForPreTraining, small(calibration={"mix0/mean": {"threshold": 0.4}}))
+    folder = tmp_path_factory.mktemp("scorer") / "new"
+    files = export_onnx(model, folder, ["scorer"], int8=True) | {
+        "torch": export_torch(model, folder, ["scorer"])["scorer"]
+    }
+    return model, files
+
+
+@pytest.mark.parametrize("queries, segments", [(1, 1), (1, 5), (7, 40)])
+def test_the_scorer(scorer, queries, segments):
+    model, files = scorer
+    query = torch.nn.functional.normalize(torch.randn(queries, 32))
+    memory = torch.randn(segments, 32)
+    expected = {"global_speaker_vectors": model.aggregate(query, memory)}
+    check_parity(run_onnx(files["scorer"], query, memory), expected)
+    check_parity(
+        {k: v.detach() for k, v in torch.export.load(files["torch"]).module()(query, memory).items()}, expected
+    )
+    rough = run_onnx(files["scorer.int8"], query, memory)["global_speaker_vectors"]
+    assert (rough * expected["global_speaker_vectors"].detach().numpy()).sum(-1).min() > 0.98
+
+
+def test_files_are_described_and_tell_nothing_of_this_machine(scorer):
+    model, files = scorer
+    description = json.loads((files["scorer"].parent / DESCRIPTION).read_text())
+    assert description["sampling_rate"] == 16000 and description["num_sources"] == 2
+    assert description["activity_stride"] == 512
+    assert description["calibration"] == model.config.calibration
+    assert description["parts"]["scorer"]["inputs"] == {
+        "query": ["queries", "speaker_embedding_size"],
+        "memory": ["memory", "segment_vector_size"],
+    }
+    content = files["scorer"].read_bytes()
+    assert b"modeling_csc" not in content and str(Path(__file__).parents[1]).encode() not in content
+    axes = {value.name: value.type.tensor_type.shape.dim for value in onnx.load(files["scorer"]).graph.input}
+    assert [axis.dim_param or axis.dim_value for axis in axes["query"]] == ["queries", 32]
+    assert files.keys() == {"scorer", "scorer.int8", "torch"}
+
+
+def test_the_model_stays_as_it_is(scorer):
+    model = build(CSCForPreTraining, small()).train().bfloat16()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_onnx(model, scorer[1]["scorer"].parent / "other", ["scorer"])
+    assert model.training and model.config._attn_implementation == "sdpa"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "model_class, part, message",
+    [
+        (CSCModel, "separation", r"CSCModel has no part 'separation' to export: choose among embedding, activity$"),
+        (CSCForSpeechSeparation, "scorer", "among embedding, separation, activity$"),
+        (CSCForXVector, "activity", "among embedding$"),
+        (CSCForPreTraining, "encoder", "among embedding, separation, activity, scorer$"),
+        (CSCForAudioFrameClassification, "embedding", "among none$"),
+    ],
+)
+def test_a_part_that_there_is_not(model_class, part, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_onnx(model_class(small()), tmp_path / "out", [part])
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_refused(tmp_path):
+    CSCConfig.tiny(architectures=["WavLMModel"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a WavLMModel, which is no model of csc_hf"):
+        export_onnx(tmp_path, tmp_path / "out")
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"onnxruntime cannot be imported .*: pip install 'csc-hf\[export\]'"):
+        export_onnx(CSCModel(small()), tmp_path)
+
+
+# --- what takes long -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("name", CONFIGS)
+def test_onnx_of_all_parts(name, tmp_path):
+    model = build(CSCForPreTraining, CONFIGS[name]())
+    model.save_pretrained(tmp_path / "model")
+    parts = ["embedding", "separation"] if name == "small" else ["separation"]
+    files = export_onnx(tmp_path / "model", tmp_path / "exported", parts, int8=True)
+    for shape, length in SHAPES:
+        inputs = recordings(shape, length)
+        expected = model.base_model(*inputs)
+        for part in parts:
+            check_parity(run_onnx(files[part], *inputs), expected)
+        rough = run_onnx(files["separation.int8"], *inputs)
+        assert (rough["source_embeddings"] * expected.source_embeddings.detach().numpy()).sum(-1).min() > 0.9
+    # Products with the filters of the spectrogram keep their precision, linear layers and LSTMs lose it.
+    nodes = [node.op_type for node in onnx.load(files["separation.int8"]).graph.node]
+    assert nodes.count("DynamicQuantizeLSTM") == (2 if name == "small" else 0 if name == "mingru" else 3)
+    assert nodes.count("MatMulInteger") + nodes.count("DynamicQuantizeMatMul") >= 10
+    assert files["separation.int8"].stat().st_size < files["separation"].stat().st_size
+
+
+@pytest.mark.release
+def test_programs_of_torch(tmp_path):
+    model = build(CSCForPreTraining, small())
+    files = export_torch(model, tmp_path, ["separation", "activity"])
+    programs = {part: torch.export.load(file).module(check_guards=False) for part, file in files.items()}
+    assert set(programs["activity"](*recordings((1, 8000), 8000))) == {"source_activity", "source_frame_activity"}
+    for shape, length in SHAPES:
+        inputs = recordings(shape, length)
+        results = {name: tensor.detach() for name, tensor in programs["separation"](*inputs).items()}
+        check_parity(results, model.base_model(*inputs))
+
+
+@pytest.mark.release
+def test_onnx_of_an_x_vector(tmp_path):
+    model = build(CSCForXVector, small(num_labels=3))
+    files = export_onnx(model, tmp_path)
+    assert files.keys() == {"embedding"}
+    inputs = recordings((2, 20_000), 9_000)
+    check_parity(run_onnx(files["embedding"], *inputs), model(*inputs))

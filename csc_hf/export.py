@@ -282,7 +282,7 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
 
 
 def _exact_sigmoid() -> Callable:
-    """ONNX Runtime's sigmoid is off by 1e-7. A mask that small is not zero: the logarithm of what it leaves is taken."""
+    """ONNX Runtime's sigmoid is off by 1e-7. Masks get that small, and logarithms are taken of what they leave."""
     from onnxscript import FLOAT, opset20
 
     def sigmoid(x: FLOAT) -> FLOAT:

@@ -26,11 +26,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
+from torch.fx.experimental import _config
 
 from . import modeling_csc
 from .configuration_csc import MODEL_CLASSES, CSCConfig
@@ -138,7 +139,7 @@ def export_onnx(
         RuntimeError: A file computes something else than the model. Nothing can be done about it but to report it.
     """
     _check_packages()
-    folder, modules = Path(out_dir), _modules(model, parts)
+    folder, modules = Path(out_dir), _modules(_loaded(model), parts)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for part, module in modules.items():
@@ -161,7 +162,7 @@ def export_torch(
     Args, Returns, Raises:
         As [`export_onnx`]; it needs no other packages.
     """
-    folder, modules = Path(out_dir), _modules(model, parts)
+    folder, modules = Path(out_dir), _modules(_loaded(model), parts)
     folder.mkdir(parents=True, exist_ok=True)
     files = {part: folder / f"{part}.pt2" for part in modules}
     for part, module in modules.items():
@@ -173,10 +174,8 @@ def export_torch(
 # --- what is exported ------------------------------------------------------------------------------------------------
 
 
-def _modules(model: CSCPreTrainedModel | str | os.PathLike, parts: Sequence[str] | None) -> dict[str, _Part | _Scorer]:
+def _modules(model: CSCPreTrainedModel, parts: Sequence[str] | None) -> dict[str, _Part | _Scorer]:
     """A module for each part, in float32 on the CPU, apart from the model."""
-    if isinstance(model, str | os.PathLike):
-        model = _load(os.fspath(model))
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("eager")  # SDPA would take a batch of one or a short recording for a special case
     has_frames = model.config.frame_activity
@@ -201,8 +200,11 @@ def _modules(model: CSCPreTrainedModel | str | os.PathLike, parts: Sequence[str]
     return found if parts is None else {part: found[part] for part in parts}
 
 
-def _load(name: str) -> CSCPreTrainedModel:
-    """A saved model, as the class that saved it."""
+def _loaded(model: CSCPreTrainedModel | str | os.PathLike) -> CSCPreTrainedModel:
+    """The model itself, or a saved one, as the class that saved it."""
+    if isinstance(model, CSCPreTrainedModel):
+        return model
+    name = os.fspath(model)
     config = CSCConfig.from_pretrained(name)
     architecture = (config.architectures or ["CSCForPreTraining"])[0]
     if architecture not in MODEL_CLASSES:
@@ -215,7 +217,7 @@ def _program(module: _Part | _Scorer) -> torch.export.ExportedProgram:
         name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(_SHAPES[name]) if size in _FREE}
         for name in module.inputs
     }
-    with warnings.catch_warnings(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         # An LSTM keeps its weights in a list as well, which export takes for a change of the model.
         warnings.filterwarnings("ignore", message="(?s)The tensor attributes? .* assigned during export")
         # Without `backed_size_oblivious`, a program would refuse what has a size of one: a batch, a short recording.
@@ -224,7 +226,7 @@ def _program(module: _Part | _Scorer) -> torch.export.ExportedProgram:
 
 def _describe(folder: Path, modules: dict[str, _Part | _Scorer]) -> None:
     """Write `DESCRIPTION`. Parts that an earlier call described stay, if they are of the same model."""
-    config = next(iter(modules.values())).model.config
+    config = cast(CSCConfig, next(iter(modules.values())).model.config)
     description: dict[str, Any] = {
         "version": __version__,
         "sampling_rate": config.sampling_rate,
@@ -306,6 +308,9 @@ def _tidy(onnx_model, module: _Part | _Scorer) -> None:
         del node.metadata_props[:]
     del graph.metadata_props[:]
     del onnx_model.metadata_props[:]
+    used = [opset for opset in onnx_model.opset_import if opset.domain in {node.domain for node in graph.node}]
+    del onnx_model.opset_import[:]
+    onnx_model.opset_import.extend(used)
     onnx_model.producer_name, onnx_model.producer_version = "csc_hf", __version__
 
 
@@ -339,6 +344,7 @@ def _quantise(module: _Part | _Scorer, source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "LSTM"],
             nodes_to_exclude=kept,
             per_channel=True,
+            reduce_range=True,  # CPUs without VNNI add products of 8 bits in 16, which overflow
             weight_type=QuantType.QInt8,
         )
 

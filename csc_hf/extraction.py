@@ -14,8 +14,7 @@ from .long_audio import Job, file_writer, run
 from .modeling_csc import CSCPreTrainedModel
 from .streaming import LiveExtractor
 
-WINDOW_SECONDS = 10.0
-LATENCY_SECONDS = 6.0
+LATENCY_SECONDS = 4.0
 
 
 @dataclass
@@ -76,9 +75,7 @@ def extraction(
     output_file: str | os.PathLike | None = None,
 ) -> Job[ExtractedVoice]:
     """`extract` as a job for `csc_hf.long_audio.run`, with the same model."""
-    live = LiveExtractor(
-        model, enrolment, threshold=threshold, window_seconds=WINDOW_SECONDS, latency_seconds=LATENCY_SECONDS
-    )
+    live = LiveExtractor(model, enrolment, threshold=threshold, latency_seconds=LATENCY_SECONDS)
     parts: list[np.ndarray] = []  # (1, samples) each
     with ExitStack() as files:
         write = parts.append

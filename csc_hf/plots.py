@@ -9,6 +9,7 @@ import torch
 
 from .audio import SAMPLING_RATE
 from .diarization import Diarization
+from .modeling_csc import CSCForPreTraining
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,12 +53,59 @@ def plot_diarization(
 
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"waveform of shape {waveform.shape}: give at least one sample, of shape (samples,)")
-    figure = None
     if isinstance(target, str | os.PathLike):
         figure = Figure(figsize=(10, 2.2 + 0.3 * diarization.num_speakers), layout="constrained")
-        axes = figure.subplots()
-    else:
-        axes = target
+        axes = plot_diarization(diarization, waveform, figure.subplots(), sampling_rate)
+        figure.savefig(target)
+        return axes
+    axes = target
+    _draw_spectrogram(axes, waveform, sampling_rate)
+    names = list(diarization.embeddings)
+    for place, name in enumerate(names):
+        spans = [(turn.start, turn.end - turn.start) for turn in diarization.turns if turn.speaker == name]
+        height = MAX_HERTZ / 1000 / len(names)
+        bottom = MAX_HERTZ / 1000 - (place + 1) * height
+        colour = COLOURS[place % len(COLOURS)]
+        axes.broken_barh(spans, (bottom + 0.1 * height, 0.8 * height), color=colour, alpha=0.45, label=name)
+    if names:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return axes
+
+
+@torch.no_grad()
+def plot_attention(
+    model: CSCForPreTraining,
+    embedding: np.ndarray,
+    waveform: np.ndarray,
+    axes: "Axes",
+    colour: str = COLOURS[0],
+) -> None:
+    """
+    Draw where the cross-attention of a model looks in an enrolment: its spectrogram, and over it the mean weight of
+    all heads, summed over the slots, as a multiple of what it would be if it were even.
+
+    Args:
+        model: In evaluation mode.
+        embedding: float (embedding,), whom to look for: the speaker of another recording.
+        waveform: float (samples,), the enrolment, at the sampling rate of the model. It goes through the model as a
+            whole, so it is a few seconds long.
+        axes: What to draw into.
+        colour: Of the weights.
+    """
+    config = model.config
+    memory = model.base_model(torch.from_numpy(waveform)[None]).source_hidden_states[0]  # (slots, segments, size)
+    scores = model.aggregator.scores(torch.from_numpy(embedding), memory.flatten(0, 1))  # (heads, slots · segments)
+    weights = scores.softmax(dim=-1).mean(dim=0).view(memory.shape[:2]).sum(dim=0).numpy()
+    seconds = np.asarray(config.segment_centres(len(waveform))) / config.sampling_rate
+    _draw_spectrogram(axes, waveform, config.sampling_rate)
+    over = axes.twinx()
+    over.fill_between(seconds, weights * len(weights), step="mid", color=colour, alpha=0.6, linewidth=0)
+    over.axhline(1, color=colour, linestyle="--", linewidth=1)
+    over.set_ylim(0, max(4.0, 1.1 * float(weights.max()) * len(weights)))
+    over.set_ylabel("attention\n(even: 1)")
+
+
+def _draw_spectrogram(axes: "Axes", waveform: np.ndarray, sampling_rate: int) -> None:
     level = _spectrogram(waveform, sampling_rate)
     axes.imshow(
         level - np.quantile(level, 0.99),
@@ -68,22 +116,10 @@ def plot_diarization(
         aspect="auto",
         extent=(0, len(waveform) / sampling_rate, 0, MAX_HERTZ / 1000),
     )
-    names = list(diarization.embeddings)
-    for place, name in enumerate(names):
-        spans = [(turn.start, turn.end - turn.start) for turn in diarization.turns if turn.speaker == name]
-        height = MAX_HERTZ / 1000 / len(names)
-        bottom = MAX_HERTZ / 1000 - (place + 1) * height
-        colour = COLOURS[place % len(COLOURS)]
-        axes.broken_barh(spans, (bottom + 0.1 * height, 0.8 * height), color=colour, alpha=0.45, label=name)
     axes.set_xlim(0, len(waveform) / sampling_rate)
     axes.set_ylim(0, MAX_HERTZ / 1000)
     axes.set_xlabel("time (s)")
     axes.set_ylabel("frequency (kHz)")
-    if names:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    if figure is not None:
-        figure.savefig(target)
-    return axes
 
 
 def _spectrogram(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:

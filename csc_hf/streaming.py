@@ -38,7 +38,7 @@ from .modeling_csc import CSCPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
-WINDOW_SECONDS = 8.0
+WINDOW_SECONDS = 5.0
 LATENCY_SECONDS = 2.0
 
 CONTINUITY = 0.3

@@ -19,15 +19,24 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoConfig
 
 from csc_hf import CSCModel
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.diarization import DiarizationSettings
-from csc_hf.evaluation.conversations import NUM_TALKERS, OVERLAPS, Conversations, build_conversations, read_recordings
+from csc_hf.evaluation.conversations import (
+    NUM_TALKERS,
+    OVERLAPS,
+    Conversations,
+    Turns,
+    build_conversations,
+    read_recordings,
+)
 from csc_hf.evaluation.diarization import evaluate, fit_settings, format_report, summarise_by_condition
 from csc_hf.evaluation.diarizers import PEERS, CSCDiarizer, Diarizer
 from csc_hf.evaluation.trials import decode_usable
+from csc_hf.streaming import LiveDiarizer, join_turns
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--fit_on", help="speech of other people, given as --data is, to learn the settings of each CSC model on")
     add("--store_settings", action="store_true", help="store them in the config.json of each model, in a local folder")
+    add("--latency", type=float, help="measure each CSC model live as well, with so many seconds of latency")
     add("--num_resamples", type=int, default=1000, help="draws of the conversations for intervals; 0: none")
     add("--output_dir", type=Path, help="folder for results.json")
     args = parser.parse_args(argv)
@@ -91,6 +101,18 @@ def open_conversations(args: argparse.Namespace, data: str) -> Conversations:
     return conversations
 
 
+def live_diarizer(model: CSCModel, latency: float, settings: DiarizationSettings | None) -> Diarizer:
+    """A diarizer that hears a recording by blocks of a tenth of a second."""
+
+    def diarize(waveform: np.ndarray) -> Turns:
+        live = LiveDiarizer(model, latency, settings=settings)
+        blocks = np.array_split(waveform, max(1, len(waveform) // 1600))
+        pieces = [piece for block in blocks for piece in live.push(block)] + live.finish()
+        return [(turn.start, turn.end, turn.speaker) for turn in join_turns(pieces)]
+
+    return diarize
+
+
 def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diarizer]:
     """The diarizers by name. Settings of CSC models are learnt on `dev`, if it is given."""
     diarizers: dict[str, Diarizer] = {}
@@ -108,6 +130,8 @@ def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diari
                 settings.store(config)
                 config.save_pretrained(name)
         diarizers[name] = CSCDiarizer(model, settings)
+        if args.latency is not None:
+            diarizers[f"{name} live"] = live_diarizer(model, args.latency, settings)
     return diarizers
 
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """The command csc-hf: in this process where that is enough, and as a user's shell starts it."""
 
+import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -12,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tomllib
+import types
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +39,22 @@ from csc_hf import (
     __version__,
     cli,
 )
+from csc_hf.cli import models
 from csc_hf.cli import recordings as inputs
 from csc_hf.cli import store as stores
+from csc_hf.cli.live import Turns, resampled
+from csc_hf.cli.options import Kind
+from csc_hf.cli.output import Table, check_stdout
+from csc_hf.cli.progress import Progress, for_each
+from csc_hf.diarization import DiarizationSettings, Turn, diarize
 from csc_hf.long_audio import embed as embed_audio
 from csc_hf.long_audio import separate as separate_audio
+from csc_hf.streaming import LiveDiarizer, join_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 AUDIO = ROOT / "examples" / "audio"
 ANNA, BEN, MEETING = (str(AUDIO / f"{name}.flac") for name in ("anna", "ben", "meeting"))
-COMMANDS = ["embed", "verify", "enrol", "identify", "separate", "extract", "evaluate", "card"]
+COMMANDS = "embed verify enrol identify diarize live separate extract evaluate export card".split()
 RATE = 16000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and names of POSIX systems")
 
@@ -53,6 +64,9 @@ def logging_as_it_was():
     """The command keeps Transformers quiet, which would last for the tests of other files."""
     verbosity = logging.get_verbosity()
     yield
+    package = getLogger("csc_hf")
+    for handler in package.handlers[:]:
+        package.removeHandler(handler)
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
 
@@ -62,7 +76,8 @@ def model(tmp_path_factory):
     """A saved pre-training checkpoint without calibration."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = CSCConfig.tiny(front_end="stft", initializer_range=0.3)
+    config = CSCConfig.tiny(front_end="stft", initializer_range=0.3, frame_activity=True)
+    DiarizationSettings(chunk_seconds=1.0, overlap_seconds=0.5, onset=0.3, offset=0.2, threshold=0.1).store(config)
     CSCForPreTraining(config).save_pretrained(folder)
     CSCFeatureExtractor(min_samples=config.segment_samples).save_pretrained(folder)
     return str(folder)
@@ -190,7 +205,10 @@ ERRORS = {
     "two tests": ("verify a.wav ?.wav", "B, '?.wav', holds 3 recordings"),
     "two mixtures": ("extract ?.wav --enrol a.wav --out x.wav", "MIX, '?.wav', holds 3 recordings"),
     "not audio": ("verify a.wav broken.wav", "cannot decode 'broken.wav'"),
-    "not audio, enrolled": ("extract a.wav --enrol broken.wav --out x.wav", "cannot decode 'broken.wav'"),
+    "not audio, enrolled": (
+        "extract a.wav --enrol broken.wav --out x.wav --threshold 0",
+        "cannot decode 'broken.wav'",
+    ),
     "NaN": ("separate nan.wav --out out", "'nan.wav' holds NaN"),
     "option": ("embed a.wav --no-such-option", "No such option: --no-such-option"),
     "argument": ("verify a.wav", "Missing argument 'B'"),
@@ -207,6 +225,14 @@ ERRORS = {
     "JSON in the audio": ("extract a.wav --enrol b.wav --out - --json", "--json and --out -"),
     "JSON in the embeddings": ("embed a.wav --out - --json", "--json and --out -"),
     "one stem": ("separate a.wav empty/../a.flac --out out", "'a.wav' and "),
+    "outputs": ("diarize a.wav --rttm - --json", "--rttm - and --json would all write to standard output"),
+    "labels": ("diarize a.wav b.wav --audacity x.txt", "--audacity is for one recording, and there are 2"),
+    "one name": ("diarize a.wav empty/../a.flac", "'a.wav' and "),
+    "RTTM over the input": ("diarize a.wav --rttm a.wav", "'a.wav' would be written over the recording"),
+    "no store of names": ("diarize a.wav --store no.safetensors", "no store 'no.safetensors'"),
+    "speakers": ("diarize a.wav -n 2 --max-speakers 3", "num_speakers=2 is exact"),
+    "no frame activity": ("diarize a.wav --model no_frames", "csc-hf: this CSCModel does not say who is active"),
+    "a file that is live": ("live a.wav", "'a.wav' is not -"),
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
     "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
@@ -224,9 +250,10 @@ def test_an_error_is_one_line(line, message, model, audio, monkeypatch):
     monkeypatch.setenv("CSC_HF_MODEL", model)
     Path("a.flac").write_bytes(encode(np.ones(100)))
     Wav2Vec2Config().save_pretrained("other")
+    CSCModel(CSCConfig.tiny()).save_pretrained("no_frames")
     before = sorted(audio.rglob("*"))
     result = run(*line.split(" "), status=2)
-    assert message in error_of(result) and result.stdout in ("", "file\tslot\tactivity\tspeaks\n")
+    assert message in error_of(result) and result.stdout.count("\n") <= 1  # the head of a table
     assert sorted(audio.rglob("*")) in (before, sorted([*before, audio / "out"]))  # nothing half done is left
 
 
@@ -249,7 +276,7 @@ def test_no_traceback_whatever_happens(error, status, printed, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli, "find", fail)
+    monkeypatch.setattr(inputs, "find", fail)
     assert run("embed", "a.wav", status=status).stderr == printed
 
 
@@ -258,21 +285,21 @@ def test_no_traceback_whatever_happens(error, status, printed, monkeypatch):
 
 def test_default_model(model, tmp_path, monkeypatch):
     monkeypatch.delenv("CSC_HF_MODEL", raising=False)
-    assert cli.default_model() == str(ROOT / "model_cards" / "csc-small")
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "a" / "b" / "c" / "__init__.py"))  # installed, not in a clone
+    assert models.default_model() == str(ROOT / "model_cards" / "csc-small")
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "a" / "b" / "c" / "models.py"))  # installed, not in a clone
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no model: csc-small is neither in a clone .* set CSC_HF_MODEL"):
-        cli.default_model()
+        models.default_model()
     (tmp_path / "hub" / "models--someone--csc-small").mkdir(parents=True)
-    assert cli.default_model() == "someone/csc-small"
+    assert models.default_model() == "someone/csc-small"
     (tmp_path / "hub" / "models--other--csc-small").mkdir()
     with pytest.raises(ValueError, match="the cache holds other/csc-small, someone/csc-small: choose one"):
-        cli.default_model()
+        models.default_model()
     monkeypatch.chdir(ROOT)
-    assert cli.default_model() == str(ROOT / "model_cards" / "csc-small")
+    assert models.default_model() == str(ROOT / "model_cards" / "csc-small")
     monkeypatch.setenv("CSC_HF_MODEL", model)
-    assert cli.default_model() == model
+    assert models.default_model() == model
 
 
 # --- recordings ------------------------------------------------------------------------------------------------------
@@ -373,10 +400,20 @@ def test_verify_without_calibration(model, audio):
     assert objects(several)[0]["score"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_warning_is_one_line(model, audio):
+    """Nobody takes what newly initialised weights say for a score."""
+    network = CSCModel.from_pretrained(model)
+    network.save_pretrained(audio / "encoder")
+    result = run("separate", audio / "a.wav", "--out", audio / "out", "--model", audio / "encoder")
+    warnings = result.stderr.splitlines()
+    assert warnings and all(line.startswith("csc-hf: warning: ") for line in warnings)
+    assert "WHAT THE PIPELINE RETURNS MEANS NOTHING" in result.stderr
+
+
 def test_kinds_of_enrolment():
     from csc_hf.evaluation.calibration import ENROLMENTS
 
-    assert tuple(cli.Kind) == ENROLMENTS
+    assert tuple(Kind) == ENROLMENTS
 
 
 # --- enrol and identify ----------------------------------------------------------------------------------------------
@@ -502,21 +539,180 @@ def test_separate(level, model, tmp_path, monkeypatch):
     assert "would be written over the recording itself" in error_of(result)
 
 
-def test_extract(tmp_path, monkeypatch):
+def test_extract(tmp_path, audio, monkeypatch):
     monkeypatch.delenv("CSC_HF_MODEL", raising=False)
-    expected = pipeline("speech-separation", model=str(ROOT / "model_cards" / "csc-small"))(MEETING, enrolment=[ANNA])
-    target = tmp_path / "anna.flac"
+    extract = pipeline(
+        "target-speaker-extraction", model=str(ROOT / "model_cards" / "csc-small"), enrolment=[ANNA], threshold=0.39
+    )
+    expected = extract(MEETING)
+    target = tmp_path / "out" / "anna.flac"
+    target.parent.mkdir()
     (told,) = objects(run("extract", MEETING, "--enrol", ANNA, "--out", target, "--json"))
-    assert told["score"] == pytest.approx(expected["score"], abs=1e-5) and told["out"] == str(target)
+    assert told["score"] == pytest.approx(expected["score"], abs=1e-4) and told["out"] == str(target)
+    assert told["present"] is True and round(told["threshold"], 2) == 0.39
     np.testing.assert_allclose(soundfile.read(target)[0], told["gain"] * expected["source"], atol=1e-3)
-    assert [path.name for path in tmp_path.iterdir()] == ["anna.flac"]
+    assert [path.name for path in target.parent.iterdir()] == ["anna.flac"]
     piped = run("extract", "-", "-e", ANNA, "-o", "-", stdin=Path(MEETING).read_bytes())
     written, rate = soundfile.read(io.BytesIO(piped.stdout_bytes))
     assert rate == RATE
     np.testing.assert_allclose(written, told["gain"] * expected["source"], atol=1e-4)
 
 
-# --- evaluate and card -----------------------------------------------------------------------------------------------
+def test_extract_a_voice_that_is_not_there(tmp_path, audio, model):
+    out = tmp_path / "x.wav"
+    options = ["--enrol", audio / "b.wav", "--out", out, "--model", model, "--threshold", "1"]
+    result = run("extract", audio / "a.wav", *options, status=1)
+    assert f"{out}: not in the recording, the file is silent: score " in result.stdout
+    assert not soundfile.read(out)[0].any() and len(soundfile.read(out)[0]) == RATE // 2
+    silent = run("extract", audio / "silent.wav", *options, status=1)
+    assert "a silent recording, threshold 1.00" in silent.stdout
+
+
+# --- diarize and live ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meeting(tmp_path) -> Path:
+    """Two seconds of noise of changing colour."""
+    rng = np.random.default_rng(2)
+    noise = rng.standard_normal(2 * RATE)
+    noise[RATE:] = np.convolve(noise[RATE:], np.ones(40) / 4, "same")
+    soundfile.write(tmp_path / "the meeting.wav", 0.1 * noise, RATE, "FLOAT")
+    return tmp_path / "the meeting.wav"
+
+
+def test_diarize(model, meeting, audio):
+    expected = diarize(CSCForPreTraining.from_pretrained(model), meeting)
+    assert expected.turns
+    (told,) = objects(run("diarize", meeting, "--json", "--model", model))
+    assert told == {"file": str(meeting), **json.loads(json.dumps(expected.to_dict()))}
+    rows = [row.split("\t") for row in run("diarize", meeting, "--model", model).stdout.splitlines()]
+    assert rows[0] == ["file", "start", "end", "speaker", "score"] and len(rows) == len(expected.turns) + 1
+    assert rows[1][1:4] == [f"{expected.turns[0].start:.2f}", f"{expected.turns[0].end:.2f}", "speaker_1"]
+
+    assert run("diarize", meeting, "--rttm", "-", "--model", model).stdout == expected.rttm("the_meeting")
+    target, labels, voices = meeting.parent / "m.rttm", meeting.parent / "m.txt", meeting.parent / "voices"
+    written = ["--rttm", target, "--audacity", labels, "--voices", voices, "--num-speakers", "1", "--json"]
+    run("diarize", meeting, *written, "--model", model)
+    one = diarize(CSCForPreTraining.from_pretrained(model), meeting, num_speakers=1)
+    assert target.read_text() == one.rttm("the_meeting") and labels.read_text() == one.audacity()
+    assert [path.name for path in voices.iterdir()] == ["speaker_1.wav"]
+    several = [meeting, audio / "broken.wav", audio / "a.wav"]
+    result = run("diarize", *several, "--rttm", target, "--voices", voices, "--model", model, status=2)
+    assert "cannot decode" in error_of(result) and str(audio / "broken.wav") in result.stderr
+    names = {line.split()[1] for line in target.read_text().splitlines()}
+    assert names == {"the_meeting", "a"} and {"the meeting", "a"} <= {path.name for path in voices.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["mean", "attention"])
+def test_people_of_a_store_are_named(kind, model, meeting, audio, tmp_path):
+    store = tmp_path / "voices.safetensors"
+    network = CSCForPreTraining.from_pretrained(model)
+    settings = DiarizationSettings.load(network)
+    dataclasses.replace(settings, name_threshold=-1.0).store(network)
+    network.save_pretrained(tmp_path / "model")
+    options = ["--store", store, "--model", tmp_path / "model"]
+    run("enrol", "Zoë B", audio / "a.wav", *options, "--enrolment", kind)
+    assert "Zoë B" in run("diarize", meeting, *options).stdout
+    assert " Zoë_B " in run("diarize", meeting, *options, "--rttm", "-").stdout
+    pcm = (soundfile.read(meeting)[0] * 32767).astype("<i2").tobytes()
+    assert "Zoë B" in run("live", "-", "--latency", "0.5", *options, stdin=pcm).stdout
+
+
+def test_live_of_a_pipe(model, meeting):
+    samples = (soundfile.read(meeting)[0] * 32767).astype("<i2")
+    live = LiveDiarizer(CSCForPreTraining.from_pretrained(model), 0.5)
+    pieces = live.push(samples.astype(np.float32) / 32768) + live.finish()
+    assert len(pieces) > len(join_turns(pieces)) > 0
+    options = ["--latency", "0.5", "--model", model]
+    told = objects(run("live", "-", *options, "--json", stdin=samples.tobytes()))
+    assert [(one["start"], one["end"], one["speaker"]) for one in told] == [
+        (piece.start, piece.end, piece.speaker) for piece in pieces
+    ]
+    rows = [row.split("\t") for row in run("live", "-", *options, stdin=samples.tobytes()).stdout.splitlines()]
+    assert rows[0] == ["start", "end", "speaker", "score"]
+    expected = sorted((f"{turn.start:.2f}", f"{turn.end:.2f}", turn.speaker) for turn in join_turns(pieces))
+    assert sorted(tuple(row[:3]) for row in rows[1:]) == expected
+    odd = run("live", "-", *options, stdin=samples.tobytes()[:-1], status=2)
+    assert "ends within a sample" in error_of(odd)
+
+
+def test_live_resamples(model):
+    tone = np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000).astype(np.float32)
+    blocks = list(resampled(iter(np.split(tone, 10)), 8000, RATE))
+    samples = np.concatenate(blocks)
+    assert len(blocks) == 11 and abs(len(samples) - RATE) <= 1
+    expected = np.sin(np.arange(len(samples)) * 2 * np.pi * 440 / RATE)
+    assert np.abs(samples - expected)[500:-500].max() < 0.01
+
+
+class Microphone:
+    """As sounddevice knows one: it hears a recording at 8 kHz, then somebody presses Ctrl-C."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, samples):
+        self._blocks = iter(np.split(samples, range(800, len(samples), 800)))
+
+    def query_devices(self, kind):
+        if self._blocks is None:
+            raise self.PortAudioError("Error querying device -1")
+        return {"default_samplerate": 8000.0}
+
+    @contextlib.contextmanager
+    def InputStream(self, rate, size, channels, dtype):
+        assert (rate, size, channels, dtype) == (8000.0, 800, 1, "float32")
+        yield self
+
+    def read(self, size):
+        block = next(self._blocks, None)
+        if block is None:
+            raise KeyboardInterrupt
+        return block[:, None], False
+
+
+def test_live_of_a_microphone(model, meeting, monkeypatch):
+    samples = soundfile.read(meeting, dtype="float32")[0][::2]
+    monkeypatch.setitem(sys.modules, "sounddevice", Microphone(samples))
+    told = objects(run("live", "--latency", "0.5", "--json", "--model", model))
+    assert told and max(one["end"] for one in told) <= 2.0 and min(one["start"] for one in told) < 0.5
+    silent = Microphone(samples)
+    silent._blocks = None
+    monkeypatch.setitem(sys.modules, "sounddevice", silent)
+    result = run("live", "--latency", "0.5", "--json", "--model", model, status=2)
+    assert "no microphone can be used (Error querying device -1)" in error_of(result)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    result = run("live", "--latency", "0.5", "--json", "--model", model, status=2)
+    assert "pip install 'csc-hf[live]', or pipe raw PCM into csc-hf live -" in error_of(result)
+
+
+def test_who_speaks_now_stands_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    diarizer = types.SimpleNamespace(seconds=2.0)
+    turns = Turns(diarizer)
+    turns([Turn(0.0, 1.0, "anna", 0.9), Turn(0.5, 2.0, "ben", 0.8)])
+    assert sys.stdout.getvalue() == "start\tend\tspeaker\tscore\n0.00\t1.00\tanna\t0.90\n"
+    assert sys.stderr.getvalue().endswith("\x1b[K2 s: ben")
+    diarizer.seconds = 3.0
+    turns([Turn(2.0, 2.5, "ben", 0.6)])
+    assert sys.stdout.getvalue().endswith("\n0.50\t2.50\tben\t0.75\n")
+    assert sys.stderr.getvalue().endswith("\x1b[K3 s: nobody")
+
+
+# --- export, evaluate and card ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.release
+def test_export(model, tmp_path):
+    out = tmp_path / "exported"
+    rows = run("export", model, "--out", out, "--part", "embedding").stdout.splitlines()
+    assert rows[0] == "part\tfile\tMB" and rows[1].startswith(f"embedding\t{out / 'embedding.onnx'}\t")
+    assert {path.name for path in out.iterdir()} == {"embedding.onnx", "export.json"}
+    (told,) = objects(run("export", model, "--out", out, "--part", "embedding", "--json"))
+    assert told == {"model": model, "files": {"embedding": str(out / "embedding.onnx")}}
+    assert "'no'" in error_of(run("export", model, "--out", out, "--part", "no", status=2))
 
 
 def test_evaluate_and_card(model, tmp_path, monkeypatch):
@@ -573,7 +769,7 @@ def test_progress_is_for_terminals(model, audio, monkeypatch):
     for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(sys, "stdout", io.StringIO())
-        status = cli.for_each(cli.Progress("embedding", encoder, found), work)
+        status = for_each(Progress("embedding", encoder, found), work)
         assert status == 2 and "cannot decode 'broken'" in stream.getvalue()
         assert ("embedding" in stream.getvalue() and "100%" in stream.getvalue()) == is_shown
         assert sys.stdout.getvalue() == "done a\ndone b\n"
@@ -583,13 +779,13 @@ def test_progress_is_for_terminals(model, audio, monkeypatch):
 def test_no_binary_data_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     with pytest.raises(ValueError, match="would write binary data to the terminal"):
-        cli.check_stdout("-")
-    cli.check_stdout("file")
+        check_stdout("-")
+    check_stdout("file")
 
 
 def test_a_table_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
-    with cli.Table("file", "score") as table:
+    with Table("file", "score") as table:
         table.add("[red]a.wav", 0.123)
         table.add("b.wav", None)
     lines = [re.sub(r"\x1b\[\d+m", "", line).split() for line in sys.stdout.getvalue().splitlines()]

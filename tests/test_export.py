@@ -178,7 +178,7 @@ def test_onnx_of_all_parts(name, tmp_path):
 def test_programs_of_torch(tmp_path):
     model = build(CSCForPreTraining, small())
     files = export_torch(model, tmp_path, ["separation", "activity"])
-    programs = {part: torch.export.load(file).module() for part, file in files.items()}
+    programs = {part: torch.export.load(file).module(check_guards=False) for part, file in files.items()}
     assert set(programs["activity"](*recordings((1, 8000), 8000))) == {"source_activity", "source_frame_activity"}
     for shape, length in SHAPES:
         inputs = recordings(shape, length)

@@ -164,6 +164,31 @@ def test_enrolled_speakers():
     assert "speaker" not in verify(POSITIVE, BOTH)
 
 
+@pytest.mark.parametrize("enrolment", ["mean", "attention"])
+def test_an_embedding_is_compared_as_the_recording_that_it_comes_from(folder, enrolment):
+    model = calibrated(CSCForPreTraining.from_pretrained(folder), enrolment=enrolment).eval()
+    verify = pipeline("speaker-verification", model=model, enrolment=enrolment)
+    verify.enrol("positive", POSITIVE)
+    verify.enrol("both", [POSITIVE, NEGATIVE])
+    with torch.no_grad():
+        found = model.base_model(torch.from_numpy(BOTH)[None])
+    active = (found.source_activity[0] > 0) | (found.source_activity[0] == found.source_activity[0].max())
+    results = [verify.compare(embedding.numpy()) for embedding in found.source_embeddings[0, active]]
+    for expected in verify(BOTH):
+        of_speaker = [one for result in results for one in result if one["speaker"] == expected["speaker"]]
+        best = max(of_speaker, key=lambda one: one["score"])
+        assert best["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert best["decision"] == expected["decision"] and best["llr"] == pytest.approx(expected["llr"], abs=1e-3)
+    assert [one["decision"] for one in verify.compare(found.source_embeddings[0, 0].numpy(), threshold=-1.1)] == [
+        True
+    ] * 2
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        verify.compare(np.zeros(3))
+    verify.enrolled.clear()
+    with pytest.raises(ValueError, match="nobody is enrolled"):
+        verify.compare(found.source_embeddings[0, 0].numpy())
+
+
 def test_calibration_decides_unless_the_caller_does(caplog):
     model = SignEncoder()
     verify = pipeline("speaker-verification", model=model)

@@ -1,11 +1,14 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.diarization import Diarization, Turn
-from csc_hf.plots import COLOURS, MAX_FRAMES, plot_diarization
+from csc_hf.plots import COLOURS, MAX_FRAMES, plot_attention, plot_diarization
+from csc_hf.training.visualize import attention_weights
 
 RATE = 16000
 RESULT = Diarization(
@@ -58,3 +61,18 @@ def test_wrong_shapes_are_named():
     for wrong in (np.zeros((2, 100)), np.zeros(0)):
         with pytest.raises(ValueError, match="shape"):
             plot_diarization(RESULT, wrong, Figure().subplots())
+
+
+def test_attention_is_drawn_as_a_multiple_of_even_attention():
+    torch.manual_seed(0)
+    model = CSCForPreTraining(CSCConfig.tiny(initializer_range=0.3)).eval()
+    voice, query = noise(1), torch.nn.functional.normalize(torch.randn(model.config.speaker_embedding_size), dim=0)
+    axes = Figure().subplots()
+    plot_attention(model, query.numpy(), voice, axes, COLOURS[1])
+    over = axes.figure.axes[1]
+    heights = over.collections[0].get_paths()[0].vertices[:, 1]
+    with torch.no_grad():
+        memory = model.base_model(torch.from_numpy(voice)[None]).source_hidden_states
+    weights = attention_weights(model, query, memory, torch.ones(1, memory.shape[2])).mean(0).sum((0, 1))
+    assert heights.max() == pytest.approx(len(weights) * weights.max().item(), rel=1e-5)
+    assert over.lines[0].get_ydata()[0] == 1 and len(axes.images) == 1

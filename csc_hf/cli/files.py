@@ -1,58 +1,50 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Separate recordings into files that never clip, in constant memory."""
+"""Write voices to files that never clip, in constant memory."""
 
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
-
-from ..long_audio import SeparatedAudio, separate
-from ..modeling_csc import CSCPreTrainedModel
 
 BLOCK_SAMPLES = 2**20
 
 STDOUT = "-"
 
+Result = TypeVar("Result")
 
-def separate_to_files(
-    model: CSCPreTrainedModel,
-    recording: Path,
-    choose: Callable[[SeparatedAudio], Sequence[tuple[int, str]]],
-    folder: Path,
-) -> tuple[SeparatedAudio, float]:
-    """Separate a recording and write some of its slots.
 
-    They are written twice: by blocks as they are found, and from there with the one gain, at most 1, that keeps the
-    samples of all slots within ±1. A file is complete, or not there.
+def write_voices(write: Callable[[list[Path]], Result], targets: Sequence[str], folder: Path) -> tuple[Result, float]:
+    """Write files twice: by blocks as voices are found, and from there with the one gain, at most 1, that keeps the
+    samples of all within ±1. A file is complete, or not there.
 
     Args:
-        model: one that separates.
-        recording: an audio file.
-        choose: tells which slots go to which files ("-": standard output, as WAV) once all is known of the recording.
-        folder: an existing folder for temporary files, on the disk of the files to be written.
+        write: writes a WAV file to each of the given paths.
+        targets: the files, as many; "-" is standard output, as WAV.
+        folder: an existing folder for temporary files, on the disk of the targets.
 
     Returns:
-        The speakers of the recording, and the gain.
+        What `write` returns, and the gain.
     """
     with tempfile.TemporaryDirectory(prefix=".csc-hf-", dir=folder) as work:
-        slots = [Path(work, f"{slot}.wav") for slot in range(model.config.num_sources)]
-        audio = separate(model, recording, output_files=slots)
-        peak = max(float(np.abs(block).max(initial=0)) for slot in slots for block in _blocks(slot))
+        parts = [Path(work, f"{number}.wav") for number in range(len(targets))]
+        result = write(parts)
+        peak = max(float(np.abs(block).max(initial=0)) for part in parts for block in _blocks(part))
         gain = min(1.0, 1 / peak) if peak else 1.0
-        for slot, target in choose(audio):
+        for part, target in zip(parts, targets, strict=True):
             finished = Path(work, f"finished{Path(target).suffix or '.wav'}")
-            _copy(slots[slot], finished, gain, model.config.sampling_rate)
+            _copy(part, finished, gain)
             if target == STDOUT:
                 with finished.open("rb") as file:
                     shutil.copyfileobj(file, sys.stdout.buffer)
             else:
                 os.replace(finished, Path(target).resolve())
-    return audio, gain
+    return result, gain
 
 
 def check_format(target: str) -> None:
@@ -62,16 +54,16 @@ def check_format(target: str) -> None:
         raise ValueError(f"cannot write audio to {target!r}: choose a name that ends in .wav, .flac or .ogg")
 
 
-def _blocks(path: Path):
+def _blocks(path: Path) -> Iterator[np.ndarray]:
     with soundfile.SoundFile(path) as file:
         yield from file.blocks(BLOCK_SAMPLES, dtype="float32")
 
 
-def _copy(source: Path, target: Path, gain: float, sampling_rate: int) -> None:
+def _copy(source: Path, target: Path, gain: float) -> None:
     """Copy audio with a gain: as 32-bit floats where the format has them."""
     ending = target.suffix.lstrip(".").upper()
     subtype = "FLOAT" if soundfile.check_format(ending, "FLOAT") else soundfile.default_subtype(ending)
-    with soundfile.SoundFile(target, "w", sampling_rate, 1, subtype) as file:
+    with soundfile.SoundFile(target, "w", soundfile.info(source).samplerate, 1, subtype) as file:
         for block in _blocks(source):
             # Rounding can leave a sample beyond ±1.
             file.write(np.clip(block * np.float32(gain), -1, 1))

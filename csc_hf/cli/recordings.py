@@ -1,11 +1,13 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """What stands on the command line for recordings: files, folders, glob patterns, pipes and `-`."""
 
+import contextlib
 import glob
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,31 @@ def find(arguments: Sequence[str], folder: Path) -> list[Recording]:
                 raise ValueError(f"{str(path)!r} cannot be read: check its permissions")
             found.setdefault(path.resolve(), Recording(path, str(path)))
     return list(found.values())
+
+
+@contextlib.contextmanager
+def opened(*arguments: Sequence[str]) -> Iterator[list[list[Recording]]]:
+    """The recordings that each list of arguments names. Within, standard input is a file."""
+    with tempfile.TemporaryDirectory(prefix="csc-hf-") as folder:
+        if sum(argument == STDIN for group in arguments for argument in group) > 1:
+            raise ValueError("'-', standard input, is given twice: only one recording can come from it")
+        found = []
+        for number, group in enumerate(arguments):
+            Path(folder, str(number)).mkdir()
+            found.append(find(group, Path(folder, str(number))))
+        yield found
+
+
+@contextlib.contextmanager
+def by_name(*groups: Sequence[Recording]) -> Iterator[None]:
+    """Within, errors call recordings by their names."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for recording in (recording for group in groups for recording in group):
+            message = recording.rename(message)
+        raise ValueError(message) from error
 
 
 def _paths(argument: str) -> list[Path]:

@@ -17,14 +17,15 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..configuration_csc import CSCConfig
+from ..enrolment import Enrolment
 from ..evaluation.calibration import check_enrolment
 from ..modeling_csc import CSCPreTrainedModel
-from ..pipelines import Enrolment
 
 FORMAT = "csc_hf.voices"
 VERSION = 1
@@ -146,6 +147,19 @@ class VoiceStore:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # recursion is the last
             raise ValueError(f"{damaged}: {error}") from error
         return store
+
+
+def load_voices(path: Path, model: CSCPreTrainedModel, name: str) -> dict[str, np.ndarray]:
+    """The embeddings of enrolled voices, for `model`, which users call `name`.
+
+    Raises:
+        ValueError: there is no store, or it is of another model.
+    """
+    if not path.is_file():
+        raise ValueError(f"no store {str(path)!r}: make one with csc-hf enrol")
+    store = VoiceStore.load(path)
+    store.check_model(path, model, name)
+    return {voice: enrolment.embedding for voice, enrolment in store.voices.items()}
 
 
 def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:

@@ -92,6 +92,35 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         """
         self.enrolled[name] = enrol(self.model, self._decode_enrolment(recordings), self.enrolment == "attention")
 
+    @torch.inference_mode()
+    def compare(self, embedding: np.ndarray, **options) -> list[dict]:
+        """
+        Compare somebody whose embedding is known already, such as a speaker of a diarization, with the enrolled ones.
+
+        Args:
+            embedding: (embedding,) of unit length, from the same model.
+            threshold, condition: As of the pipeline.
+
+        Returns:
+            A list of the enrolled speakers, as of a call with a test recording alone.
+
+        Raises:
+            ValueError: Nobody is enrolled; the embedding has another shape; the calibration is ambiguous.
+        """
+        if not self.enrolled:
+            raise ValueError("nobody is enrolled: call .enrol(name, recordings) first")
+        slots = np.asarray(embedding, dtype=np.float32)[None]
+        size = self.model.config.speaker_embedding_size
+        if slots.shape != (1, size):
+            raise ValueError(f"an embedding of shape {slots.shape[1:]}: give one of shape ({size},), from this model")
+        outputs = {
+            "one": False,
+            "several_speakers": False,
+            "scores": {name: self._score(enrolment, slots) for name, enrolment in self.enrolled.items()},
+            "silent": {name: enrolment.silent for name, enrolment in self.enrolled.items()},
+        }
+        return self.postprocess(outputs, **self._postprocess_params | options)
+
     def __call__(self, inputs, test=None, **options):
         """
         Args:

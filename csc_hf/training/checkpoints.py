@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ def save_checkpoint(
     write_repository: Callable[[Path], None],
     progress: Mapping[str, Any],
     stream: MixtureStream,
+    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a checkpoint. All processes call this.
 
@@ -100,11 +102,15 @@ def save_checkpoint(
         write_repository: writes the Hub repository into a folder; called on the main process.
         progress: of the main process, what JSON takes: `load_checkpoint` returns it.
         stream: of this process.
+        extra: what else has a `state_dict`, by a name. What Accelerate's `register_for_checkpointing` takes would be
+            loaded as a pickle, which can run any code.
     """
     if accelerator.is_main_process:
         unfinished = begin_folder(folder)
         write_repository(unfinished)
         (unfinished / "training_state").mkdir()
+        for name, part in extra.items():
+            torch.save(part.state_dict(), unfinished / "training_state" / f"{name}.pt")
         (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
     accelerator.wait_for_everyone()
     unfinished = _beside(folder, "unfinished")
@@ -119,7 +125,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, settings: Mapping[str, Any], stream: MixtureStream
+    accelerator: Accelerator,
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    stream: MixtureStream,
+    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Continue from a checkpoint, exactly where the settings and the number of processes and workers are the same.
 
@@ -128,6 +138,7 @@ def load_checkpoint(
         checkpoint: its folder.
         settings: those of this run, to be compared with `progress["settings"]`: changes are logged.
         stream: of this process.
+        extra: as above.
 
     Returns:
         The `progress` that was saved.
@@ -145,6 +156,8 @@ def load_checkpoint(
         except Exception as error:
             raise ValueError(f"{str(path)!r} is damaged, or holds more than numbers: it is not loaded") from error
     accelerator.load_state(str(state))
+    for name, part in extra.items():
+        part.load_state_dict(torch.load(state / f"{name}.pt", map_location="cpu", weights_only=True))
     _load_stream(stream, [json.loads(path.read_text()) for path in sorted(state.glob("stream_*.json"))])
     logger.info("resumed from %s", checkpoint)
     return progress

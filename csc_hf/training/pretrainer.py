@@ -112,14 +112,16 @@ class Pretrainer:
         self.scheduler = get_scheduler(
             args.lr_scheduler_type, self.optimizer, args.warmup_steps, num_training_steps=args.max_train_steps
         )
-        self.accelerator.register_for_checkpointing(self.scheduler)
         self.ema: AveragedModel | None = None
         if args.ema_decay is not None:
             if self.is_sharded:
                 raise SystemExit("--ema_decay averages whole weights, which FSDP shards: use DDP, or leave it out")
             averaged = self.accelerator.unwrap_model(self.model)
             self.ema = AveragedModel(averaged, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
-            self.accelerator.register_for_checkpointing(self.ema)
+
+    def _extra_states(self) -> dict[str, Any]:
+        """What Accelerate does not save by itself."""
+        return {"scheduler": self.scheduler} | ({} if self.ema is None else {"average": self.ema})
 
     def _prepare_main_process(self) -> None:
         """What the main process needs besides: the folder, the trials of the evaluation, the Hub repository."""
@@ -331,7 +333,7 @@ class Pretrainer:
         def write(unfinished: Path) -> None:
             self.write_repository(unfinished, model, folder.name)
 
-        save_checkpoint(self.accelerator, folder, write, progress, self.stream)
+        save_checkpoint(self.accelerator, folder, write, progress, self.stream, self._extra_states())
         if self.accelerator.is_main_process:
             if self.hub is not None:
                 self.hub.push(folder, f"Step {self.step}")
@@ -340,7 +342,9 @@ class Pretrainer:
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint, exactly where the number of processes and workers is the same."""
-        progress = load_checkpoint(self.accelerator, checkpoint, self.args.settings(), self.stream)
+        progress = load_checkpoint(
+            self.accelerator, checkpoint, self.args.settings(), self.stream, self._extra_states()
+        )
         self.step, self.training, self.curve = progress["step"], progress["training"], progress["curve"]
         self.guard.since = progress["collapsed_since"]
 

@@ -32,6 +32,11 @@ function problem(title, text, command = "") {
   show("problem");
 }
 
+/** An error whose message is for the user, with a command that helps. */
+function hinted(text, command) {
+  return Object.assign(new Error(text), { told: true, command });
+}
+
 // --- a recording: from a file to the worker and back ---------------------------------------------------------------------
 
 function startWorker() {
@@ -47,12 +52,14 @@ function startWorker() {
         resolve(data.description);
       } else if (data.type === "no-model") {
         element("model").textContent = "There is no model yet.";
-        reject(new Error(data.text));
+        reject(hinted(data.text, "csc-hf export csc-small --out examples/browser/model"));
       }
     });
-    started.addEventListener("error", (event) =>
-      reject(new Error(event.message || "ONNX Runtime is missing: run npm install in the folder of this page.")),
-    );
+    started.addEventListener("error", () => {
+      // An error of the program is a message; what fails before the program runs is a file that it imports.
+      element("model").textContent = "ONNX Runtime is missing.";
+      reject(hinted("ONNX Runtime, which runs it, is missing.", "npm install --prefix examples/browser"));
+    });
   });
   started.model.catch(() => {}); // told when a recording is there
   return started;
@@ -66,7 +73,7 @@ async function open(name, read) {
   try {
     waveform = await decode(await read());
   } catch (error) {
-    problem(`${name} cannot be read`, error.hint ?? "Your browser knows no such audio. Try WAV, FLAC or MP3.");
+    problem(`${name} cannot be read`, error.told ? error.message : "Your browser knows no such audio. Try WAV, FLAC or MP3.");
     return;
   }
   try {
@@ -77,7 +84,7 @@ async function open(name, read) {
     }
   } catch (error) {
     if (current !== worker) return; // cancelled
-    problem("The model cannot be loaded", error.message, "csc-hf export csc-small --out examples/browser/model");
+    problem("The model cannot be loaded", error.message, error.command);
     return;
   }
   progress("Separating the voices …", 0);
@@ -99,19 +106,18 @@ function ask(current, waveform) {
 
 /** Bytes of a file → mono samples at 16 kHz. */
 async function decode(bytes) {
-  const hint = (text) => Object.assign(new Error(text), { hint: text });
-  if (bytes.byteLength === 0) throw hint("The file is empty.");
-  if (bytes.byteLength > MAX_BYTES) throw hint(`The file is larger than ${MAX_BYTES / 1e6} MB. Use csc-hf separate for it.`);
+  if (bytes.byteLength === 0) throw hinted("The file is empty.");
+  if (bytes.byteLength > MAX_BYTES) throw hinted(`The file is larger than ${MAX_BYTES / 1e6} MB. Use csc-hf separate for it.`);
   // A context of this rate resamples what it decodes.
   const audio = await new OfflineAudioContext(1, 1, SAMPLING_RATE).decodeAudioData(bytes);
   if (audio.duration > MAX_SECONDS) {
-    throw hint(`It is longer than ${MAX_SECONDS / 60} minutes. Use csc-hf separate for it: that takes any length.`);
+    throw hinted(`It is longer than ${MAX_SECONDS / 60} minutes. Use csc-hf separate for it: that takes any length.`);
   }
   const mono = new Float32Array(audio.length);
   for (let channel = 0; channel < audio.numberOfChannels; channel++) {
     audio.getChannelData(channel).forEach((sample, n) => (mono[n] += sample / audio.numberOfChannels));
   }
-  if (!mono.some((sample) => sample !== 0)) throw hint("It holds no sound: every sample is zero.");
+  if (!mono.some((sample) => sample !== 0)) throw hinted("It holds no sound: every sample is zero.");
   return mono;
 }
 
@@ -197,11 +203,15 @@ function draw() {
       pen.roundRect(from * width, middle - 7, Math.max((to - from) * width, 2), 14, 4);
       pen.fill();
     }
-    pen.lineWidth = 3;
-    pen.strokeStyle = "#000b";
-    pen.fillStyle = "#fff";
-    pen.strokeText(voice.name, 10, middle);
-    pen.fillText(voice.name, 10, middle);
+    // Its number, on a plate at the left.
+    pen.fillStyle = "#0b0d16e6";
+    pen.beginPath();
+    pen.roundRect(6, middle - 9, 18, 18, 5);
+    pen.fill();
+    pen.fillStyle = voice.colour;
+    pen.textAlign = "center";
+    pen.fillText(`${index + 1}`, 15, middle + 1);
+    pen.textAlign = "left";
   });
 
   pen.font = "11px system-ui, sans-serif";
@@ -391,7 +401,7 @@ function wav(waveform) {
 }
 
 function clock(seconds, digits = 0) {
-  const rest = (seconds % 60).toFixed(digits);
+  const rest = digits ? (seconds % 60).toFixed(digits) : `${Math.floor(seconds % 60)}`;
   return `${Math.floor(seconds / 60)}:${rest.padStart(digits ? 3 + digits : 2, "0")}`;
 }
 
@@ -405,7 +415,7 @@ element("file").addEventListener("change", ({ target }) => {
 element("example").addEventListener("click", () => {
   open("meeting.flac", async () => {
     const response = await fetch(new URL("../audio/meeting.flac", import.meta.url));
-    if (!response.ok) throw Object.assign(new Error(), { hint: "Serve the folder examples, which holds the example." });
+    if (!response.ok) throw hinted("Serve the folder examples, in which the example lies.");
     return response.arrayBuffer();
   });
 });

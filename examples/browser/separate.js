@@ -25,11 +25,10 @@ onmessage = async ({ data }) => {
 
 async function load() {
   const description = await (await fetchFile("export.json")).json();
-  const part = description.parts.separation;
-  if (!part?.outputs.includes("source_frame_activity")) {
+  if (!("source_frame_activity" in (description.parts.separation?.outputs ?? {}))) {
     throw new Error("The model does not tell when each voice speaks: export one with frame_activity.");
   }
-  const bytes = await (await fetchFile(part.file)).arrayBuffer();
+  const bytes = await (await fetchFile("separation.onnx")).arrayBuffer();
   ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
   const session = await ort.InferenceSession.create(bytes, { graphOptimizationLevel: "all" });
   return { description, session, megabytes: bytes.byteLength / 1e6 };

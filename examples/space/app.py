@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The demo page of csc_hf, in the form of a Hugging Face Space: who speaks when in a recording, what each talker says, and
-which of them is a voice that you know. It runs on one CPU core and needs no network.
+The demo page of csc_hf, a Hugging Face Space: who speaks when in a recording, what each talker says, and which of them
+is a voice that you know. It runs on one CPU core and needs no network.
 
     pip install -r requirements.txt && python app.py
 
@@ -11,6 +11,7 @@ The model is `$CSC_HF_MODEL`, a folder or a name on the Hub; else csc-small of t
 import html
 import math
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,57 +19,69 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import soundfile
-import torch
 from matplotlib.figure import Figure
-from stand_in import COLOURS, Diarization, attention_weights, diarize, plot_diarization
 from transformers import Pipeline, pipeline
 
 from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE, SILENCE_POWER, power, read_blocks
+from csc_hf.diarization import Diarization, Turn
 from csc_hf.evaluation.calibration import Calibration
+from csc_hf.plots import COLOURS, plot_attention, plot_diarization
 
 HERE = Path(__file__).resolve().parent
 MODEL = os.environ.get("CSC_HF_MODEL") or HERE.parents[1] / "model_cards" / "csc-small"
 
-MAX_MEGABYTES = 50  # of an upload
+MAX_SIZE = "50mb"  # of an upload
 MAX_SECONDS = 120  # of a recording
-MAX_TALKERS = 6
+MAX_TALKERS = len(COLOURS)
 MAX_VOICES = 4  # that a visitor enrols
-MAX_WAITING = 20  # visitors in the queue
+MAX_VISITORS = 20  # that wait, and whose recordings are in memory
 KEEP_SECONDS = 3600  # what visitors upload and enrol, and what the page makes of it
+SWEEP_SECONDS = 60
 
 model = CSCForPreTraining.from_pretrained(MODEL).eval()
+diarize = pipeline("speaker-diarization", model=model)
 calibration = Calibration.load(model, enrolment="attention")
+if calibration is None:
+    raise SystemExit(f"{MODEL} has no calibration for enrolment by attention: evaluate_verification.py stores one")
 
 
 @dataclass
 class Visit:
     """
-    What one visitor has brought: a recording, float32 (samples,), with its talkers and the voice of each, int16
-    (samples,); and enrolled voices, float32 (samples,) by name. The pipeline is theirs alone, and shares the model.
+    What one visitor has brought: a recording, float32 (samples,), and the voice of each of its talkers, int16
+    (samples,); and enrolled voices, float32 (samples,). The pipeline is theirs alone, and shares the model.
     """
 
-    verify: Pipeline
+    verify: Pipeline = field(
+        default_factory=lambda: pipeline("speaker-verification", model=model, enrolment="attention")
+    )
     recording: np.ndarray | None = None
     diarization: Diarization | None = None
     talkers: dict[str, np.ndarray] = field(default_factory=dict)
     voices: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def new_visit() -> Visit:
-    return Visit(pipeline("speaker-verification", model=model, enrolment="attention"))
-
-
 def find_talkers(path: str | None, num_talkers: int, visit: Visit | None) -> Visit:
     recording = read(path, "recording")
+    number = {"num_speakers": num_talkers} if num_talkers else {"max_speakers": MAX_TALKERS}
+    talkers, embeddings = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        found = diarize(model, recording, voices=folder, num_speakers=num_talkers or None)
-        talkers = {name: soundfile.read(f"{folder}/{name}.wav", dtype="int16")[0] for name in found.embeddings}
-    return replace(visit or new_visit(), recording=recording, diarization=found, talkers=talkers)
+        found = diarize(recording, voices=folder, **number)
+        for name, embedding in found["embeddings"].items():
+            embeddings[title(name)] = embedding
+            talkers[title(name)] = np.int16(32767 * soundfile.read(f"{folder}/{name}.wav")[0].clip(-1, 1))
+    turns = [Turn(**turn | {"speaker": title(turn["speaker"])}) for turn in found["turns"]]
+    diarization = Diarization(turns, embeddings, len(recording) / SAMPLING_RATE)
+    return replace(visit or Visit(), recording=recording, diarization=diarization, talkers=talkers)
+
+
+def title(speaker: str) -> str:
+    return speaker.replace("speaker_", "Talker ")
 
 
 def enrol(name: str, path: str | None, visit: Visit | None) -> Visit:
-    visit, name = visit or new_visit(), " ".join(name.split())
+    visit, name = visit or Visit(), " ".join(name.split())
     if not name:
         raise refusal("Whose voice is it? Type a name.")
     if len(visit.voices) == MAX_VOICES and name not in visit.voices:
@@ -78,47 +91,39 @@ def enrol(name: str, path: str | None, visit: Visit | None) -> Visit:
     return replace(visit, voices=visit.voices | {name: voice})
 
 
-def forget(visit: Visit | None) -> Visit | None:
-    return visit and replace(visit, verify=new_visit().verify, voices={})
-
-
 def read(path: str | None, what: str) -> np.ndarray:
     """Decode an upload, no further than it is allowed to go on."""
     if path is None:
         raise refusal(f"There is no {what} yet: upload one, record one, or choose an example.")
-    name, blocks, samples = Path(path).name, [], 0
+    name, waveform = Path(path).name, np.zeros(0, np.float32)
     try:
         for block in read_blocks(path):
-            blocks.append(block)
-            samples += len(block)
-            if samples > MAX_SECONDS * SAMPLING_RATE:
+            waveform = np.append(waveform, block)
+            if len(waveform) > MAX_SECONDS * SAMPLING_RATE:
                 break
     except (ValueError, OSError) as error:
         raise refusal(f"{name} holds no audio that can be read: try a WAV, FLAC or MP3 file.") from error
-    if samples > MAX_SECONDS * SAMPLING_RATE:
+    if len(waveform) > MAX_SECONDS * SAMPLING_RATE:
         raise refusal(f"{name} is longer than {MAX_SECONDS} seconds: bring a part of it.")
-    if not samples or power(np.concatenate(blocks)) < SILENCE_POWER:
+    if not len(waveform) or power(waveform) < SILENCE_POWER:
         raise refusal(f"{name} is silent. Is the microphone on?")
-    return np.concatenate(blocks)
+    return waveform
 
 
 def refusal(message: str) -> gr.Error:
     return gr.Error(html.escape(message), print_exception=False)
 
 
-@torch.inference_mode()
-def compare(visit: Visit) -> dict[str, dict[str, float]]:
-    """
-    The score of each enrolled voice with each talker, by name: the cosine of the talker's embedding with what the
-    cross-attention finds in the enrolment when it is asked for that talker.
-    """
-    scores: dict[str, dict[str, float]] = {name: {} for name in visit.voices}
-    for name, of_talkers in scores.items():
-        for talker in visit.talkers:
-            query = torch.from_numpy(visit.diarization.embeddings[talker])
-            answer = model.aggregate(query, visit.verify.enrolled[name].memory)
-            of_talkers[talker] = torch.cosine_similarity(query, answer, dim=0).item()
-    return scores
+def compare(visit: Visit) -> list[dict]:
+    """What the pipeline says of each enrolled voice and each talker, best first."""
+    embeddings = visit.diarization.embeddings.items() if visit.voices else ()
+    pairs = [pair | {"talker": talker} for talker, embedding in embeddings for pair in visit.verify.compare(embedding)]
+    return sorted(pairs, key=lambda pair: -pair["score"])
+
+
+def recognise(pairs: list[dict]) -> dict[str, str]:
+    """The name of each talker whose voice is enrolled. Where several voices pass, it is the best one."""
+    return {pair["talker"]: pair["speaker"] for pair in reversed(pairs) if pair["decision"]}
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -127,84 +132,43 @@ INTRODUCTION = f"""
 # Who speaks, when others speak too
 
 Bring a recording in which people talk, one after the other or at once. This page finds the talkers, lets you hear each
-of them alone, and says which of them is a voice that you know. The model has {model.num_parameters() / 1e6:.1f} million
-parameters and runs on the processor of this server. Recordings go nowhere else and are deleted after
+of them alone, and says which of them is a voice that you know. Recordings stay on this server and are deleted after
 {KEEP_SECONDS // 60} minutes.
+
+## 1. Who speaks when?
 """
-CONSENT = "A voice identifies a person: have their consent. It is forgotten after your visit."
-CONDITIONS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
+TRIALS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
+MEANING = f"""
+A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. This threshold
+was learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons of voices with recordings of
+{TRIALS.get(calibration.condition, calibration.condition)}, and gets {calibration.eer:.0%} of them wrong. So decide
+nothing about anybody by this page.
+"""
 
 
-def title(talker: str) -> str:
-    return talker.replace("speaker_", "Talker ")
+def plain(name: str) -> str:
+    """A name that a visitor has typed, so that Markdown shows it as it is."""
+    return re.sub(r"([^\w\s])", r"\\\1", name)
 
 
-def recognised(scores: dict[str, dict[str, float]]) -> dict[str, str]:
-    """The name of each talker who is an enrolled voice. Where two voices pass, it is the better one."""
-    passed = [(scores[name][talker], talker, name) for name in scores for talker in scores[name]]
-    return {talker: name for score, talker, name in sorted(passed) if calibration and score >= calibration.threshold}
-
-
-def in_words(score: float) -> str:
-    """What a score says of two recordings."""
-    if calibration is None:
-        return "not decided: the model has no calibration"
-    llr = calibration.llr(score)
+def in_words(llr: float) -> str:
     ratio = math.exp(min(abs(llr), math.log(1000)))
     times = "over 1000" if ratio > 999 else f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
     return f"{times} times likelier {'one person than two' if llr > 0 else 'two people than one'}"
 
 
-def verdict(name: str, scores: dict[str, dict[str, float]]) -> str:
+def verdict(name: str, pairs: list[dict]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
-    best = max(scores[name], key=scores[name].__getitem__)
-    who = recognised(scores).get(best)
-    if who == name:
-        heading = f"{name} is {title(best).lower()}"
-    elif calibration is None:
-        heading = f"{name} is most like {title(best).lower()}"
-    elif scores[name][best] >= calibration.threshold:
-        heading = f"{name} could be {title(best).lower()}, but {who} is more like it"
-    else:
-        heading = f"{name} is none of the talkers"
-    rows = [f"| {title(talker)} | {score:.2f} | {in_words(score)} |" for talker, score in scores[name].items()]
-    question = f"Where the model looks in the recording of {name} to recognise {title(best).lower()}:"
+    own = [pair for pair in pairs if pair["speaker"] == name]
+    talker, who = own[0]["talker"], recognise(pairs).get(own[0]["talker"])
+    heading = f"{plain(name)} is {talker.lower()}"
+    if not own[0]["decision"]:
+        heading = f"{plain(name)} is none of the talkers"
+    elif who != name:
+        heading = f"{plain(name)} could be {talker.lower()}, but {plain(who)} is likelier"
+    rows = [f"| {pair['talker']} | {pair['score']:.2f} | {in_words(pair['llr'])} |" for pair in own]
+    question = f"Where the model looks in the recording of {plain(name)} to recognise {talker.lower()}:"
     return "\n".join([f"### {heading}", "| | score | what it means |", "| --- | --- | --- |", *rows, "", question])
-
-
-def meaning() -> str:
-    if calibration is None:
-        return ""
-    return (
-        f"A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. The "
-        f"threshold was learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons with "
-        f"{CONDITIONS.get(calibration.condition, calibration.condition)}; {calibration.eer:.0%} of them it gets wrong. "
-        "So decide nothing about anybody by this page."
-    )
-
-
-def draw_talkers(visit: Visit) -> Figure:
-    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=120)
-    plot_diarization(visit.diarization, visit.recording, figure.subplots())
-    return figure
-
-
-@torch.inference_mode()
-def draw_attention(visit: Visit, name: str, talker: str) -> Figure:
-    """The first seconds of an enrolled voice, and where the cross-attention looks when it is asked for a talker."""
-    voice = visit.voices[name][: 10 * SAMPLING_RATE]
-    hidden = model.base_model(torch.from_numpy(voice)[None]).source_hidden_states  # (1, slots, segments, hidden size)
-    query = torch.from_numpy(visit.diarization.embeddings[talker])
-    weights = attention_weights(model, query, hidden, torch.ones(1, hidden.shape[2])).mean(0).sum((0, 1))
-    seconds = np.asarray(model.config.segment_centres(len(voice))) / SAMPLING_RATE
-    figure = Figure(figsize=(10, 3), layout="constrained", dpi=120)
-    above, below = figure.subplots(2, sharex=True)
-    above.specgram(voice, NFFT=512, Fs=SAMPLING_RATE, noverlap=256, cmap="Greys", vmin=-120)
-    above.set(ylim=(0, 4000), ylabel="frequency (Hz)", xlim=(0, len(voice) / SAMPLING_RATE))
-    below.fill_between(seconds, weights * len(weights), color=COLOURS[list(visit.talkers).index(talker)], step="mid")
-    below.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    below.set(ylim=(0, None), ylabel="attention\n(even: 1)", xlabel="time (s)")
-    return figure
 
 
 def show_talkers(visit: Visit | None) -> None:
@@ -212,10 +176,12 @@ def show_talkers(visit: Visit | None) -> None:
         gr.Markdown("*The talkers will be here, each in a colour.*")
         return
     gr.Markdown(f"### {len(visit.talkers) or 'No'} talker{'s' * (len(visit.talkers) != 1)}")
-    gr.Plot(draw_talkers(visit), show_label=False)
-    names = recognised(compare(visit))
+    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=120)
+    plot_diarization(visit.diarization, visit.recording, figure.subplots())
+    gr.Plot(figure, show_label=False)
+    names = recognise(compare(visit))
     for colour, (talker, voice) in zip(COLOURS, visit.talkers.items()):
-        label = f"{title(talker)}, {names[talker]}" if talker in names else title(talker)
+        label = f"{talker}, {names[talker]}" if talker in names else talker
         waveform = gr.WaveformOptions(waveform_color=colour)
         gr.Audio((SAMPLING_RATE, voice), label=label, buttons=["download"], waveform_options=waveform)
 
@@ -224,54 +190,60 @@ def show_voices(visit: Visit | None) -> None:
     if visit is None or not visit.voices:
         gr.Markdown("*Enrolled voices will be here, each compared with the talkers.*")
     elif not visit.talkers:
-        gr.Markdown(f"Enrolled: {', '.join(visit.voices)}. Now find the talkers of a recording.")
+        gr.Markdown(f"Enrolled: {', '.join(map(plain, visit.voices))}. Now find the talkers of a recording.")
     else:
-        scores = compare(visit)
-        for name in scores:
-            gr.Markdown(verdict(name, scores))
-            gr.Plot(draw_attention(visit, name, max(scores[name], key=scores[name].__getitem__)), show_label=False)
-        gr.Markdown(meaning())
+        pairs = compare(visit)
+        for name in visit.voices:
+            gr.Markdown(verdict(name, pairs))
+            talker = next(pair["talker"] for pair in pairs if pair["speaker"] == name)
+            colour = COLOURS[list(visit.talkers).index(talker)]
+            figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
+            start, axes = visit.voices[name][: 10 * SAMPLING_RATE], figure.subplots()
+            plot_attention(model, visit.diarization.embeddings[talker], start, axes, colour)
+            gr.Plot(figure, show_label=False)
+        gr.Markdown(MEANING)
 
 
 def build() -> gr.Blocks:
     audio = {"sources": ["upload", "microphone"], "type": "filepath", "buttons": []}
-    conversation, meeting, anna, ben = (
-        f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting", "anna", "ben")
-    )
-    with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
+    with gr.Blocks(title="Who speaks", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         visit = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.Markdown(INTRODUCTION)
-        gr.Markdown("## 1. Who speaks when?")
         with gr.Row():
             with gr.Column(min_width=300):
-                recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS} seconds", **audio)
+                recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS // 60} minutes", **audio)
+                files = [f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting")]
                 labels = ["A conversation of four", "Anna and Ben at once"]
-                gr.Examples([conversation, meeting], recording, label="Or choose one", example_labels=labels)
+                gr.Examples(files, recording, label="Or choose one", example_labels=labels)
                 choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]
                 num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")
                 find = gr.Button("Find the talkers", variant="primary")
             with gr.Column(scale=2, min_width=300):
-                gr.render(visit)(show_talkers)
+                gr.render(visit, concurrency_id="model")(show_talkers)
         gr.Markdown("## 2. Which of them is a voice that you know?")
         with gr.Row():
             with gr.Column(min_width=300):
                 name = gr.Textbox(label="Name", max_length=30)
                 voice = gr.Audio(label="This person alone, a few seconds", **audio)
-                voices = [["Anna", anna], ["Ben", ben]]
-                gr.Examples(voices, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
-                gr.Markdown(CONSENT)
+                files = [[name, f"{HERE}/audio/{name.lower()}.flac"] for name in ("Anna", "Ben")]
+                gr.Examples(files, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
+                gr.Markdown("A voice identifies a person: have their consent. It is forgotten after your visit.")
                 with gr.Row():
                     enrolling = gr.Button("Enrol the voice", variant="primary")
                     forgetting = gr.Button("Forget all voices")
             with gr.Column(scale=2, min_width=300):
-                gr.render(visit)(show_voices)
-        find.click(find_talkers, [recording, num_talkers, visit], visit)
-        enrolling.click(enrol, [name, voice, visit], visit)
-        forgetting.click(forget, visit, visit)
+                gr.render(visit, concurrency_id="model")(show_voices)
+        find.click(find_talkers, [recording, num_talkers, visit], visit, concurrency_id="model")
+        enrolling.click(enrol, [name, voice, visit], visit, concurrency_id="model")
+        forgetting.click(lambda visit: visit and replace(visit, verify=Visit().verify, voices={}), visit, visit)
     return page
 
 
-if __name__ == "__main__":
+def main() -> None:
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
-    page = build().queue(default_concurrency_limit=1, max_size=MAX_WAITING)
-    page.launch(max_file_size=MAX_MEGABYTES * 2**20, ssr_mode=False, theme=theme, footer_links=[])
+    options = {"theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": MAX_SIZE}
+    build().queue(max_size=MAX_VISITORS).launch(state_session_capacity=MAX_VISITORS, **options)
+
+
+if __name__ == "__main__":
+    main()

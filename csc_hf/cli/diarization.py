@@ -1,0 +1,125 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""`csc-hf diarize`."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models import check_model, load_model
+from .options import Files, Json, Model
+from .output import Table, check_targets, print_json
+from .progress import Progress, for_each
+from .recordings import STDIN, Recording, opened
+
+
+def diarize(
+    files: Files,
+    rttm: Annotated[
+        str | None, typer.Option("--rttm", metavar="FILE", help="Write RTTM to a file; - for standard output.")
+    ] = None,
+    audacity: Annotated[
+        str | None,
+        typer.Option("--audacity", metavar="FILE", help="Write a label track of Audacity; - for standard output."),
+    ] = None,
+    voices: Annotated[
+        Path | None,
+        typer.Option("--voices", metavar="DIR", help="Write the voice of each speaker to a WAV file in a folder."),
+    ] = None,
+    num_speakers: Annotated[
+        int | None, typer.Option("--num-speakers", "-n", metavar="N", help="How many people speak, if it is known.")
+    ] = None,
+    min_speakers: Annotated[int | None, typer.Option(metavar="N", help="The fewest people that may speak.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="The most people that may speak.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", "-s", metavar="FILE", help="Store of voices: known people get their names."),
+    ] = None,
+    as_json: Json = False,
+    model: Model = None,
+) -> int:
+    """
+    Tell who speaks when, with any number of people.
+
+    ```
+    csc-hf diarize meeting.wav
+    csc-hf diarize meeting.wav --rttm -
+    csc-hf diarize meeting.wav --num-speakers 3 --voices voices/
+    csc-hf diarize calls/ --store voices.safetensors --json
+    ```
+
+    The table has a line for each turn: its start and end in seconds, who speaks, and how sure that is. Turns of
+    different people can overlap. People whose voices are in a store of `csc-hf enrol` get their names; others are
+    `speaker_1`, `speaker_2`, … in order of appearance. How many there are is found out, unless it is given.
+
+    `--json` prints an object for each recording with `turns`, `num_speakers`, `embeddings` and `duration`.
+    `--voices` writes 32-bit floats, silent where a person does not speak; of several recordings, each has its own
+    folder in DIR.
+    """
+    printed = [name for name, target in (("--rttm -", rttm), ("--audacity -", audacity)) if target == STDIN]
+    printed += ["--json"] if as_json else []
+    if len(printed) > 1:
+        raise ValueError(f"{' and '.join(printed)} would all write to standard output: choose one")
+    with opened(files) as (found,):
+        if audacity is not None and len(found) > 1:
+            raise ValueError(f"--audacity is for one recording, and there are {len(found)}: diarize them one by one")
+        stems: dict[str, Recording] = {}
+        for recording in found:
+            if (other := stems.setdefault(recording.stem, recording)) is not recording:
+                raise ValueError(
+                    f"{other.name!r} and {recording.name!r} would have the same name in the results: diarize them one "
+                    "by one"
+                )
+        check_targets([Path(target) for target in (rttm, audacity) if target not in (None, STDIN)], found)
+        name = check_model(model)
+        from ..diarization import check_frame_activity, settings_of
+        from ..diarization import diarize as find_turns
+        from .store import load_voices, write_aside
+
+        network = load_model(name)
+        check_frame_activity(network)
+        enrolled = {} if store is None else load_voices(store, network, name)
+        if rttm is not None:  # it separates columns by white space
+            enrolled = {"_".join(who.split()): embedding for who, embedding in enrolled.items()}
+        settings = settings_of(network)
+        step = (settings.chunk_seconds - settings.overlap_seconds) / (1 if voices is None else 2)
+        lines: dict[str, list[str]] = {target: [] for target in (rttm, audacity) if target is not None}
+        # For people, the name of the only recording says nothing.
+        named = len(found) > 1 or not sys.stdout.isatty()
+        columns = ["file"] * named + ["start", "end", "speaker", "score"]
+        with contextlib.nullcontext() if printed else Table(*columns) as table:
+
+            def work(recording: Recording) -> None:
+                folder = voices if voices is None or len(found) == 1 else voices / recording.stem
+                result = find_turns(
+                    network,
+                    recording.path,
+                    num_speakers=num_speakers,
+                    min_speakers=min_speakers,
+                    max_speakers=max_speakers,
+                    enrolled=enrolled,
+                    voices=folder,
+                )
+                if rttm is not None:
+                    give(rttm, result.rttm("_".join(recording.stem.split())))
+                if audacity is not None:
+                    give(audacity, result.audacity())
+                if as_json:
+                    print_json({"file": recording.name, **result.to_dict()})
+                if table is not None:
+                    for turn in result.turns:
+                        table.add(*[recording.name] * named, turn.start, turn.end, turn.speaker, turn.score)
+
+            def give(target: str, text: str) -> None:
+                if target == STDIN:
+                    print(text, end="", flush=True)
+                else:
+                    lines[target].append(text)
+
+            status = for_each(Progress("diarizing", network, found, step), work)
+        for target, texts in lines.items():
+            if target != STDIN:
+                write_aside(Path(target), "".join(texts).encode())
+    return status

@@ -1,0 +1,145 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""`csc-hf live`."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .models import check_model, load_model
+from .options import Json, Model
+from .output import print_json, print_row
+from .recordings import STDIN
+
+BLOCK_SECONDS = 0.1
+
+
+def live(
+    source: Annotated[
+        str | None, typer.Argument(metavar="-", help="- reads raw PCM from standard input, not from the microphone.")
+    ] = None,
+    rate: Annotated[int, typer.Option("--rate", metavar="HZ", min=1000, help="Sampling rate of the raw PCM.")] = 16000,
+    latency: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Most seconds between speech and its line. More is more accurate.")
+    ] = 2.0,
+    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="The most people that may speak.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", "-s", metavar="FILE", help="Store of voices: known people get their names."),
+    ] = None,
+    as_json: Json = False,
+    model: Model = None,
+) -> None:
+    """
+    Tell who speaks while they speak, until Ctrl-C or the end of the input.
+
+    ```
+    csc-hf live --store voices.safetensors
+    arecord -t raw -f S16_LE -r 16000 -c 1 | csc-hf live -
+    ffmpeg -i stream.mp3 -f s16le -ac 1 -ar 16000 - | csc-hf live - --json
+    ```
+
+    Without `-`, the microphone is heard, by the package sounddevice. With it, standard input is signed 16-bit
+    little-endian mono PCM. A line is printed when a turn is over. What was printed stays true: nobody gets another
+    name later.
+
+    `--json` prints pieces of turns, an object each with `start`, `end`, `speaker` and `score`, as soon as they are
+    final. A piece that begins where the last one of the same speaker has ended goes on with their turn.
+    """
+    if source not in (None, STDIN):
+        raise ValueError(f"{source!r} is not -: live hears the microphone or standard input; files are for diarize")
+    if source == STDIN and sys.stdin.isatty():
+        raise ValueError("'-' reads raw PCM from standard input, which is a terminal: pipe audio into it")
+    name = check_model(model)
+    from ..streaming import LiveDiarizer, pcm_blocks
+    from .store import load_voices
+
+    network = load_model(name)
+    enrolled = {} if store is None else load_voices(store, network, name)
+    diarizer = LiveDiarizer(network, latency, enrolled, max_speakers=max_speakers)
+    tell: Callable[..., None] = print_pieces if as_json else Turns(diarizer)
+
+    with contextlib.ExitStack() as stack:
+        if source == STDIN:
+            blocks = pcm_blocks(sys.stdin.buffer, rate, BLOCK_SECONDS)
+        else:
+            rate, blocks = stack.enter_context(microphone())
+        with contextlib.suppress(KeyboardInterrupt):
+            for block in resampled(blocks, rate, network.config.sampling_rate):
+                tell(diarizer.push(block))
+    tell(diarizer.finish(), is_end=True)
+
+
+def print_pieces(pieces: Sequence[Any], is_end: bool = False) -> None:
+    for piece in pieces:
+        print_json(asdict(piece))
+
+
+class Turns:
+    """Prints turns when they are over. Who speaks meanwhile stands on standard error, where that is a terminal."""
+
+    def __init__(self, diarizer: Any):
+        self._diarizer = diarizer
+        self._held: list[Any] = []  # turns that may go on
+        self._status = sys.stderr.isatty()
+        print_row("start", "end", "speaker", "score")
+
+    def __call__(self, pieces: Sequence[Any], is_end: bool = False) -> None:
+        from ..streaming import join_turns
+
+        turns = join_turns([*self._held, *pieces])
+        seconds = self._diarizer.seconds
+        self._held = [turn for turn in turns if turn.end >= seconds and not is_end]
+        if self._status:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        for turn in turns:
+            if turn not in self._held:
+                print_row(f"{turn.start:.2f}", f"{turn.end:.2f}", turn.speaker, f"{turn.score:.2f}")
+        if self._status and not is_end:
+            names = ", ".join(sorted({turn.speaker for turn in self._held}))
+            print(f"{seconds:.0f} s: {names or 'nobody'}", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def microphone() -> Iterator[tuple[int, Iterator[Any]]]:
+    """The rate of the microphone, and what it hears, as float32 (samples,) without an end.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    remedy = "pipe raw PCM into csc-hf live -"
+    try:
+        import sounddevice
+    except ModuleNotFoundError as error:
+        raise ValueError(f"sounddevice is not installed: pip install 'csc-hf[live]', or {remedy}") from error
+    except OSError as error:  # it looks for a library of the system
+        raise ValueError(
+            f"the microphone needs PortAudio (apt install libportaudio2): {error}; or {remedy}"
+        ) from error
+    try:
+        rate = int(sounddevice.query_devices(kind="input")["default_samplerate"])
+        size = round(BLOCK_SECONDS * rate)
+        with sounddevice.InputStream(rate, size, channels=1, dtype="float32") as stream:
+            yield rate, (stream.read(size)[0][:, 0] for _ in iter(int, 1))
+    except sounddevice.PortAudioError as error:
+        raise ValueError(
+            f"no microphone can be used ({error}): choose one in the system's settings, or {remedy}"
+        ) from error
+
+
+def resampled(blocks: Iterator[Any], rate: int, sampling_rate: int) -> Iterator[Any]:
+    """Blocks (samples,) at another sampling rate."""
+    if rate == sampling_rate:
+        yield from blocks
+        return
+    import numpy as np
+    import soxr
+
+    stream = soxr.ResampleStream(rate, sampling_rate, 1)
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)

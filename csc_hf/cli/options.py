@@ -1,0 +1,30 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""The arguments and options that several commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Kind(StrEnum):
+    """`csc_hf.evaluation.calibration.ENROLMENTS`, which cannot be imported here. A test compares the two."""
+
+    mean = "mean"
+    attention = "attention"
+
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder of a CSC model, or its name on the Hub.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILES", help="Files, folders, glob patterns, or -.")]
+Store = Annotated[Path, typer.Option("--store", "-s", metavar="FILE", help="Store of voices, a .safetensors file.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Lowest score that counts as the same voice. Replaces the model's calibration.")
+]
+Condition = Annotated[
+    str | None, typer.Option(help="Condition of the calibration to use, where the model has several.")
+]
+KIND_HELP = "How voices are compared: with the mean embedding of the enrolment, or by the trained cross-attention."

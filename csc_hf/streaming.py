@@ -98,7 +98,7 @@ class _Live(Generic[Answer]):
     def __init__(self, model: CSCPreTrainedModel, window_seconds: float, latency_seconds: float):
         rate, frame = model.config.sampling_rate, model.config.activity_stride
         self.model = model
-        self.hop = self.lookahead = round(latency_seconds * rate / 2) // frame * frame
+        self.hop = round(latency_seconds * rate / 2) // frame * frame
         self.window = round(window_seconds * rate) // frame * frame
         if not 0 < 2 * self.hop <= self.window:
             raise ValueError(
@@ -134,15 +134,15 @@ class _Live(Generic[Answer]):
 
     def pushing(self, block: np.ndarray) -> Job[Answer]:
         """`push` as a job for `csc_hf.long_audio.run`."""
-        self._check(block)
+        block = self._checked(block)
         position = 0
         answers = []
         while position < len(block):
             missing = self.hop - self._received % self.hop
             self._take(block[position : position + missing])
             position += missing
-            if self._received % self.hop == 0 and self._received > self.lookahead:
-                answers.append((yield from self._look(self._received - self.lookahead)))
+            if self._received % self.hop == 0 and self._received > self.hop:
+                answers.append((yield from self._look(self._received - self.hop)))
         return self._join(answers)
 
     def finishing(self) -> Job[Answer]:
@@ -184,22 +184,26 @@ class _Live(Generic[Answer]):
         return self.model
 
     def _settings(self) -> dict[str, Any]:
-        return {"window": self.window, "hop": self.hop, "lookahead": self.lookahead}
+        return {"window": self.window, "hop": self.hop}
 
-    def _check(self, block: np.ndarray) -> None:
+    def _checked(self, block: np.ndarray) -> np.ndarray:
+        """A block as float32 (samples,)."""
         if self._finished:
             raise ValueError("finish was called: make a new object for the next recording")
         if block.ndim != 1 or block.dtype.kind != "f":
             raise ValueError(f"block of shape {block.shape} and type {block.dtype}: give floats of shape (samples,)")
-        finite = np.isfinite(block)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            samples = block.astype(np.float32)
+        finite = np.isfinite(samples)
         if not finite.all():
             number = int(finite.argmin())
             raise NotFiniteError(
                 f"sample {self._received + number} is {block[number]}: repair the block or leave it out"
             )
+        return samples
 
     def _take(self, samples: np.ndarray) -> None:
-        self._held = np.concatenate([self._held, samples.astype(np.float32)])[-self.window :]
+        self._held = np.concatenate([self._held, samples])[-self.window :]
         self._received += len(samples)
 
     def _look(self, end: int) -> Job[Answer]:
@@ -345,7 +349,7 @@ class LiveExtractor(_Live[np.ndarray]):
                 voice *= np.float32(limit / max(limit, np.abs(voice).max()))
                 voice = voice.clip(-limit, limit)  # rounding can leave a sample beyond
         faded = cross_fade(self._tail[:, : len(window) - begin], voice[None, begin:])
-        fade = min(self.lookahead, round(FADE_SECONDS * self.model.config.sampling_rate))
+        fade = min(self.hop, round(FADE_SECONDS * self.model.config.sampling_rate))
         self._tail = faded[:, end - begin : end - begin + fade]
         return faded[0, : end - begin]
 

@@ -303,6 +303,7 @@ def test_bad_blocks_are_named_and_left_out(kind):
     for block, message in (
         (np.where(np.arange(RATE) == 7, np.nan, MEETING[:RATE]), f"sample {3 * RATE + 7} is nan"),
         (np.full(3, np.inf), "is inf"),
+        (np.full(3, 1e300), r"is 1e\+300"),
         (np.zeros((2, 8)), r"shape \(2, 8\)"),
         (np.zeros(8, np.int16), "int16"),
     ):

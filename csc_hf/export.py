@@ -102,7 +102,7 @@ class _Scorer(nn.Module):
         self.outputs = PARTS["scorer"]
 
     def forward(self, query: torch.Tensor, memory: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"global_speaker_vectors": self.model.aggregate(query, memory)}
+        return {"global_speaker_vectors": self.model.aggregate(query, memory[None])}
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Two embeddings that ask a memory of some segments."""

@@ -25,7 +25,7 @@ AUTO_MAP = {
 
 
 def _ceil_div(number, divisor: int):
-    """`number / divisor`, rounded up. Not `-(-number // divisor)`: ONNX rounds negative quotients of sizes up as well."""
+    """`number / divisor`, rounded up. Not `-(-number // divisor)`: exported to ONNX, negative quotients round up."""
     return (number + divisor - 1) // divisor
 
 
@@ -89,6 +89,8 @@ class CSCConfig(PreTrainedConfig):
         activity_loss_weight (`float`, defaults to 0.5): Weight of the slots' binary cross-entropy [O].
         frame_activity_loss_weight (`float`, defaults to 0.5): Weight of the binary cross-entropy of when the slots
             speak [O].
+        band_mask_loss_weight (`float`, defaults to 1.0): Weight of the cross-entropy of the slots' shares of each mel
+            band, which the speaker branch `"conv"` reads the spectrum by [O].
         contrastive_scale (`float`, defaults to 10.0): Initial value of the learnt scale of the squared distances in
             the contrastive loss [O].
         si_snr_threshold (`float`, defaults to 30.0): SI-SNR, in dB, at which the separation loss saturates [O].
@@ -154,6 +156,7 @@ class CSCConfig(PreTrainedConfig):
     contrastive_loss_weight: float | int = 1.0
     activity_loss_weight: float | int = 0.5
     frame_activity_loss_weight: float | int = 0.5
+    band_mask_loss_weight: float | int = 1.0
     contrastive_scale: float | int = 10.0
     si_snr_threshold: float | int = 30.0
     num_recording_classes: int | None = None
@@ -311,6 +314,7 @@ class CSCConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         not_negative = (
             "separation_loss_weight contrastive_loss_weight activity_loss_weight frame_activity_loss_weight "
+            "band_mask_loss_weight "
             "recording_loss_weight xvector_margin"
         )
         for name in not_negative.split():

@@ -334,8 +334,8 @@ def check_enrolled(enrolled: Mapping[str, np.ndarray], size: int) -> dict[str, n
                 f"the embedding of {name!r} has shape {values.shape} and length {norm:.3g}: give a finite one of "
                 f"shape ({size},), from this model"
             )
-        if not name or Path(name).name != name:
-            raise ValueError(f"a speaker cannot be called {name!r}: the name is that of a file")
+        if not name or Path(name).name != name or name == ".." or not name.isprintable():
+            raise ValueError(f"a speaker cannot be called {name!r}: the name is that of a file, and printed")
         checked[name] = values / norm
     return checked
 

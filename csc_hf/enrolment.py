@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,16 +41,17 @@ def enrol(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memor
     Raises:
         ValueError: There are no recordings, or what `csc_hf.long_audio.embed` raises.
     """
-    return run(model.base_model, [enrolling(model, waveforms, with_memory)])[0]
+    return run(cast(CSCPreTrainedModel, model.base_model), [enrolling(model, waveforms, with_memory)])[0]
 
 
 def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memory: bool = False) -> Job[Enrolment]:
     """`enrol` as a job for `csc_hf.long_audio.run`, with the base model of the same model."""
     if not waveforms:
         raise ValueError("an enrolment without recordings: give at least one")
+    base = cast(CSCPreTrainedModel, model.base_model)
     speakers = []
     for waveform in waveforms:
-        speakers.append((yield from embedding(model.base_model, waveform, with_segments=with_memory)))
+        speakers.append((yield from embedding(base, waveform, with_segments=with_memory)))
     mean = np.mean([found.embeddings[found.activity.argmax()] for found in speakers], axis=0)
     segments = [found.segments for found in speakers if found.segments is not None]
     return Enrolment(

@@ -24,13 +24,14 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
+from torch.fx.experimental import _config
 
 from . import modeling_csc
 from .configuration_csc import MODEL_CLASSES, CSCConfig
@@ -138,7 +139,7 @@ def export_onnx(
         RuntimeError: A file computes something else than the model. Nothing can be done about it but to report it.
     """
     _check_packages()
-    folder, modules = Path(out_dir), _modules(model, parts)
+    folder, modules = Path(out_dir), _modules(_loaded(model), parts)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for part, module in modules.items():
@@ -161,7 +162,7 @@ def export_torch(
     Args, Returns, Raises:
         As [`export_onnx`]; it needs no other packages.
     """
-    folder, modules = Path(out_dir), _modules(model, parts)
+    folder, modules = Path(out_dir), _modules(_loaded(model), parts)
     folder.mkdir(parents=True, exist_ok=True)
     files = {part: folder / f"{part}.pt2" for part in modules}
     for part, module in modules.items():
@@ -173,10 +174,8 @@ def export_torch(
 # --- what is exported ------------------------------------------------------------------------------------------------
 
 
-def _modules(model: CSCPreTrainedModel | str | os.PathLike, parts: Sequence[str] | None) -> dict[str, _Part | _Scorer]:
+def _modules(model: CSCPreTrainedModel, parts: Sequence[str] | None) -> dict[str, _Part | _Scorer]:
     """A module for each part, in float32 on the CPU, apart from the model."""
-    if isinstance(model, str | os.PathLike):
-        model = _load(os.fspath(model))
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("eager")  # SDPA would take a batch of one or a short recording for a special case
     has_frames = model.config.frame_activity
@@ -201,8 +200,11 @@ def _modules(model: CSCPreTrainedModel | str | os.PathLike, parts: Sequence[str]
     return found if parts is None else {part: found[part] for part in parts}
 
 
-def _load(name: str) -> CSCPreTrainedModel:
-    """A saved model, as the class that saved it."""
+def _loaded(model: CSCPreTrainedModel | str | os.PathLike) -> CSCPreTrainedModel:
+    """The model itself, or a saved one, as the class that saved it."""
+    if isinstance(model, CSCPreTrainedModel):
+        return model
+    name = os.fspath(model)
     config = CSCConfig.from_pretrained(name)
     architecture = (config.architectures or ["CSCForPreTraining"])[0]
     if architecture not in MODEL_CLASSES:
@@ -215,7 +217,7 @@ def _program(module: _Part | _Scorer) -> torch.export.ExportedProgram:
         name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(_SHAPES[name]) if size in _FREE}
         for name in module.inputs
     }
-    with warnings.catch_warnings(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         # An LSTM keeps its weights in a list as well, which export takes for a change of the model.
         warnings.filterwarnings("ignore", message="(?s)The tensor attributes? .* assigned during export")
         # Without `backed_size_oblivious`, a program would refuse what has a size of one: a batch, a short recording.
@@ -224,7 +226,7 @@ def _program(module: _Part | _Scorer) -> torch.export.ExportedProgram:
 
 def _describe(folder: Path, modules: dict[str, _Part | _Scorer]) -> None:
     """Write `DESCRIPTION`. Parts that an earlier call described stay, if they are of the same model."""
-    config = next(iter(modules.values())).model.config
+    config = cast(CSCConfig, next(iter(modules.values())).model.config)
     description: dict[str, Any] = {
         "version": __version__,
         "sampling_rate": config.sampling_rate,
@@ -264,6 +266,7 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
             _program(module),
             dynamo=True,
             opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.sigmoid.default: _exact_sigmoid()},
             input_names=module.inputs,
             output_names=module.outputs,
             optimize=True,
@@ -278,6 +281,16 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
     _tidy(onnx_model, module)
     _compare(module, onnx_model.SerializeToString(), path.name)
     onnx.save(onnx_model, path)
+
+
+def _exact_sigmoid() -> Callable:
+    """ONNX Runtime's sigmoid is off by 1e-7. Masks get that small, and logarithms are taken of what they leave."""
+    from onnxscript import FLOAT, opset20
+
+    def sigmoid(x: FLOAT) -> FLOAT:
+        return opset20.Reciprocal(opset20.Add(opset20.Exp(opset20.Neg(x)), opset20.Constant(value_float=1.0)))
+
+    return sigmoid
 
 
 def _session(model: str | bytes, optimised: str | None = None):

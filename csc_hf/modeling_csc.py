@@ -52,6 +52,9 @@ class CSCModelOutput(ModelOutput):
         source_activity (`torch.FloatTensor` of shape `(batch, slots)`): Logit that the slot holds a speaker.
         source_frame_activity (`torch.FloatTensor` of shape `(batch, slots, activity frames)`, *optional*): Logits that
             the slot speaks, every `config.activity_stride` samples, if `config.frame_activity` is set.
+        source_band_masks (`torch.FloatTensor` of shape `(batch, slots, frames, num_mel_bins)`, *optional*): Share of
+            the power of each mel band that is the slot's, by frames of the front end, if `config.speaker_block` is
+            `"conv"`.
         sources (`torch.FloatTensor` of shape `(batch, slots, samples)`, *optional*): The separated waveforms, if the
             model was built with `add_separator=True`. Their scale is arbitrary: SI-SNR, which trains them, ignores it.
         hidden_states (`tuple`, *optional*): Input of the trunk and output of each of its blocks,
@@ -65,6 +68,7 @@ class CSCModelOutput(ModelOutput):
     source_embeddings: torch.Tensor | None = None
     source_activity: torch.Tensor | None = None
     source_frame_activity: torch.Tensor | None = None
+    source_band_masks: torch.Tensor | None = None
     sources: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -84,6 +88,8 @@ class CSCForPreTrainingOutput(ModelOutput):
         activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of the slots' activity.
         frame_activity_loss (`torch.FloatTensor` of shape `()`, *optional*): Binary cross-entropy of when the slots
             speak, if `config.frame_activity` is set.
+        band_mask_loss (`torch.FloatTensor` of shape `()`, *optional*): Cross-entropy of the slots' shares of each mel
+            band, if `config.speaker_block` is `"conv"`.
         recording_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(own recording | embedding), in nats, if
             `config.num_recording_classes` is set.
         recording_accuracy (`torch.FloatTensor` of shape `()`, *optional*): Share of embeddings that are nearest to the
@@ -110,6 +116,7 @@ class CSCForPreTrainingOutput(ModelOutput):
     contrastive_loss: torch.Tensor | None = None
     activity_loss: torch.Tensor | None = None
     frame_activity_loss: torch.Tensor | None = None
+    band_mask_loss: torch.Tensor | None = None
     recording_loss: torch.Tensor | None = None
     recording_accuracy: torch.Tensor | None = None
     mutual_information: torch.Tensor | None = None
@@ -675,7 +682,9 @@ class CSCMaskedBands(nn.Module):
         self.mask = nn.Linear(config.hidden_size, num_inputs)
         self.projection = nn.Linear(num_inputs, config.segment_vector_size)
 
-    def forward(self, hidden_states: torch.Tensor, power: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, power: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             hidden_states: `(batch * slots, frames, hidden_size)`.
@@ -683,14 +692,15 @@ class CSCMaskedBands(nn.Module):
             weights: How much each frame counts, `(batch * slots, frames, 1)`.
 
         Returns:
-            `(batch * slots, frames, segment_vector_size)`.
+            `(batch * slots, frames, segment_vector_size)`, and the masks
+            `(batch * slots, frames * frame_stride, num_mel_bins)`.
         """
         stride = self.config.frame_stride
         mask = self.mask(hidden_states).float().sigmoid().unflatten(-1, (stride, -1)).flatten(1, 2)
         masked = (mask.unflatten(0, (-1, self.config.num_sources)) * power[:, None]).flatten(0, 1)
         features = normalised_log(self.config, masked, weights.repeat_interleave(stride, dim=1))
         features = features.unflatten(1, (-1, stride)).flatten(2)
-        return self.projection(features.to(hidden_states.dtype)) * weights.to(hidden_states.dtype)
+        return self.projection(features.to(hidden_states.dtype)) * weights.to(hidden_states.dtype), mask
 
 
 class CSCSpeakerBranch(nn.Module):
@@ -725,7 +735,7 @@ class CSCSpeakerBranch(nn.Module):
         frame_activity: torch.Tensor | None,
         encoded: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
         Args:
             hidden_states: Of all slots, `(batch * slots, segments * segment_length, hidden_size)`.
@@ -738,15 +748,17 @@ class CSCSpeakerBranch(nn.Module):
 
         Returns:
             Segment vectors `(batch * slots, segments, segment_vector_size)`, embeddings of unit length
-            `(batch * slots, speaker_embedding_size)` and activity logits `(batch * slots)`.
+            `(batch * slots, speaker_embedding_size)`, activity logits `(batch * slots)`, and the masks that
+            convolutions read the spectrum under `(batch * slots, frames, num_mel_bins)`.
         """
         weights = frame_mask.float()
         if frame_activity is not None:
             # What trains the activity is when the slot speaks, not what would suit the embedding.
             weights = weights * frame_activity.detach().sigmoid()
+        masks = None
         if self.bands is not None:
             power = band_power(self.config, encoded)
-            hidden_states = self.bands(hidden_states, power, weights.flatten(1, 2))
+            hidden_states, masks = self.bands(hidden_states, power, weights.flatten(1, 2))
             for block in self.blocks:
                 hidden_states = block(hidden_states, frame_mask.flatten(1, 2), weights.flatten(1, 2))
         else:
@@ -768,7 +780,7 @@ class CSCSpeakerBranch(nn.Module):
         variance = (attention * (values - mean).square()).sum(dim=1)
         statistics = pooled_statistics(mean.squeeze(1), variance).to(segments.dtype)
         embeddings = self.embed(statistics, masked_mean(weights, frame_mask, dim=(1, 2)))
-        return segments, embeddings, self.activity(statistics).squeeze(-1).float()
+        return segments, embeddings, self.activity(statistics).squeeze(-1).float(), masks
 
     def embed(self, statistics: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics `(..., 2 * segment_vector_size)` → embeddings `(..., speaker_embedding_size)` of unit
@@ -973,6 +985,43 @@ def frame_activity_loss(
     labels = torch.zeros_like(activity).scatter(1, permutation[..., None].expand_as(activity), spoken)
     losses = F.binary_cross_entropy_with_logits(activity, labels, reduction="none")
     return masked_mean(losses, length_mask(-(-mask.sum(-1) // stride), activity.shape[-1])[:, None], (0, 1, 2))
+
+
+def band_mask_loss(
+    config: CSCConfig,
+    masks: torch.Tensor,
+    mixtures: torch.Tensor,
+    sources: torch.Tensor,
+    permutation: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """
+    Binary cross-entropy of the slots' masks and of their shares of the power in each mel band [O]. What neither source
+    explains is noise, with a share of its own. Loud bands count more, by the fourth root of their power.
+
+    Args:
+        masks: `(batch, slots, frames, num_mel_bins)`.
+        mixtures: `(batch, samples)`.
+        sources: `(batch, slots, samples)`.
+        permutation: Slot of each source, `(batch, slots)`.
+        mask: `(batch, samples)`, 1 for real samples.
+    """
+    mixtures = mixtures.float() * mask
+    scale = headroom(mixtures)
+    mixtures = mixtures * scale
+    level = masked_mean(mixtures.square(), mask, -1).sqrt()[:, None] + 1e-8
+    sources = sources.float() * (mask * scale / level)[:, None]
+    parts = torch.cat([sources, (mixtures / level - sources.sum(1))[:, None]], dim=1)
+    frames = split_frames(parts.flatten(0, 1), config.conv_kernel, config.conv_stride, masks.shape[2])
+    spectrum = torch.fft.rfft(frames * stft_window(config, frames.device))
+    power = band_power(config, spectrum).unflatten(0, parts.shape[:2])
+    total = power.sum(1, keepdim=True)
+    shares = power[:, :-1] / total.clamp(min=1e-9)
+    ordered = masks.take_along_dim(permutation[..., None, None], dim=1).clamp(1e-4, 1 - 1e-4)
+    losses = -(shares * ordered.log() + (1 - shares) * (1 - ordered).log())
+    real = length_mask(config.num_frames(mask.sum(-1)), masks.shape[2])[:, None, :, None]
+    weights = (total * real).sqrt().sqrt().expand_as(losses)
+    return (weights * losses).sum() / weights.sum().clamp(min=1e-6)
 
 
 def additive_angular_margin_loss(
@@ -1344,7 +1393,7 @@ class CSCModel(CSCPreTrainedModel):
         frame_activity = None
         if self.frame_activity is not None:
             frame_activity = self.frame_activity(slots).float().unflatten(1, (-1, size))
-        segments, embeddings, activity = self.speaker_branch(
+        segments, embeddings, activity, masks = self.speaker_branch(
             slots, frame_mask, attention_bias, segment_mask, frame_activity, encoded, **kwargs
         )
         sources = None
@@ -1363,6 +1412,7 @@ class CSCModel(CSCPreTrainedModel):
             source_embeddings=embeddings.unflatten(0, by_slot),
             source_activity=activity.unflatten(0, by_slot),
             source_frame_activity=frame_activity,
+            source_band_masks=None if masks is None else masks.unflatten(0, by_slot),
             sources=sources,
         )
 
@@ -1490,7 +1540,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
             nobody = torch.full((batch, num_sources), -100, device=input_values.device)
             speaker_ids = nobody if speaker_ids is None else speaker_ids
             recording_ids = nobody if recording_ids is None else recording_ids
-            losses = self._losses(outputs, attention_mask, source_values, speaker_ids, recording_ids)
+            losses = self._losses(outputs, input_values, attention_mask, source_values, speaker_ids, recording_ids)
         return CSCForPreTrainingOutput(
             **losses,
             sources=outputs.sources,
@@ -1504,6 +1554,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
     def _losses(
         self,
         outputs,
+        input_values: torch.Tensor,
         attention_mask: torch.Tensor,
         source_values: torch.Tensor,
         speaker_ids: torch.Tensor,
@@ -1517,10 +1568,15 @@ class CSCForPreTraining(CSCPreTrainedModel):
         num_present = present.sum()
         separation_loss = separation_loss * (num_present / _items_per_process(num_present, num_processes))
         activity_loss = slot_activity_loss(outputs.source_activity, permutation, present)
-        when: dict[str, torch.Tensor] = {}
+        details: dict[str, torch.Tensor] = {}
         if outputs.source_frame_activity is not None:
-            when["frame_activity_loss"] = frame_activity_loss(
+            details["frame_activity_loss"] = frame_activity_loss(
                 outputs.source_frame_activity, source_values, permutation, attention_mask, config.activity_stride
+            )
+
+        if outputs.source_band_masks is not None:
+            details["band_mask_loss"] = band_mask_loss(
+                config, outputs.source_band_masks, input_values, source_values, permutation, attention_mask
             )
 
         # From slot order to target order.
@@ -1538,8 +1594,10 @@ class CSCForPreTraining(CSCPreTrainedModel):
             + config.contrastive_loss_weight * contrast["contrastive_loss"]
             + config.activity_loss_weight * activity_loss
         )
-        if when:
-            loss = loss + config.frame_activity_loss_weight * when["frame_activity_loss"]
+        if "frame_activity_loss" in details:
+            loss = loss + config.frame_activity_loss_weight * details["frame_activity_loss"]
+        if "band_mask_loss" in details:
+            loss = loss + config.band_mask_loss_weight * details["band_mask_loss"]
         classification = {}
         if self.recording_classifier is not None:
             classification = self._classify(embeddings, recording_ids.masked_fill(~present, -100))
@@ -1547,7 +1605,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         return (
             contrast
             | classification
-            | when
+            | details
             | {
                 "loss": loss,
                 "separation_loss": separation_loss,

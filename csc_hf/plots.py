@@ -53,12 +53,12 @@ def plot_diarization(
 
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"waveform of shape {waveform.shape}: give at least one sample, of shape (samples,)")
-    figure = None
     if isinstance(target, str | os.PathLike):
         figure = Figure(figsize=(10, 2.2 + 0.3 * diarization.num_speakers), layout="constrained")
-        axes = figure.subplots()
-    else:
-        axes = target
+        axes = plot_diarization(diarization, waveform, figure.subplots(), sampling_rate)
+        figure.savefig(target)
+        return axes
+    axes = target
     _draw_spectrogram(axes, waveform, sampling_rate)
     names = list(diarization.embeddings)
     for place, name in enumerate(names):
@@ -69,8 +69,6 @@ def plot_diarization(
         axes.broken_barh(spans, (bottom + 0.1 * height, 0.8 * height), color=colour, alpha=0.45, label=name)
     if names:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    if figure is not None:
-        figure.savefig(target)
     return axes
 
 

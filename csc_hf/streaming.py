@@ -393,8 +393,8 @@ class LiveDiarizer(_Live[list[Turn]]):
         enrolled = check_enrolled(enrolled or {}, model.config.speaker_embedding_size)
         _, self.max_speakers = speaker_bounds(None, None, max_speakers)
         self._num_enrolled = len(enrolled)
-        # Of each speaker: the sum of their embeddings, weighted by the seconds in which they spoke alone; these; the
-        # name, None before they appear.
+        # Of each speaker: the sum of their embeddings, weighted by the seconds of each slot; these seconds; the name,
+        # None before they appear.
         self._sums = np.array(list(enrolled.values())).reshape(-1, model.config.speaker_embedding_size)
         self._weights = np.ones(len(enrolled))
         self._names: list[str | None] = list(enrolled)
@@ -454,7 +454,8 @@ class LiveDiarizer(_Live[list[Turn]]):
 
         num_slots, num_known = len(embeddings), len(self._names)
         active = probability > self.settings.onset
-        alone = (active & (active.sum(axis=0) == 1)).sum(axis=1) * self._frame_seconds
+        counts = np.where(active.sum(axis=0) == 1, 1.0, self.settings.overlap_weight)
+        seconds = (active * counts).sum(axis=1) * self._frame_seconds
         nearest = np.full(num_known, 1 - self.settings.threshold)
         nearest[: self._num_enrolled] = self.settings.name_threshold
         likeness = embeddings @ (self._sums / self._weights[:, None]).T - nearest
@@ -467,7 +468,7 @@ class LiveDiarizer(_Live[list[Turn]]):
         either = np.maximum(now[:, None], before).sum(axis=2)
         likeness = likeness + CONTINUITY * both / np.maximum(either, 1e-9)
         room = num_slots if self.max_speakers is None else max(0, self.max_speakers - num_known)
-        long_enough = (alone >= self.settings.min_slot_seconds) | (num_known == 0)
+        long_enough = (seconds >= self.settings.min_slot_seconds) | (num_known == 0)
         new = np.where(long_enough, 0.0, -2.0)[:, None].repeat(min(room, num_slots), axis=1)
         shared = [likeness - self.settings.apart * copy for copy in range(num_slots)]
         slots, columns = linear_sum_assignment(-np.concatenate([*shared, new], axis=1))
@@ -482,8 +483,8 @@ class LiveDiarizer(_Live[list[Turn]]):
                 speaker = int(column) % num_known
             speakers[slot] = speaker
             is_new = self._weights[speaker] == 0
-            if speaker >= self._num_enrolled and (is_new or alone[slot] >= self.settings.min_slot_seconds):
-                weight = max(alone[slot], self._frame_seconds)
+            if speaker >= self._num_enrolled and (is_new or seconds[slot] >= self.settings.min_slot_seconds):
+                weight = max(seconds[slot], self._frame_seconds)
                 self._sums[speaker] += weight * embeddings[slot]
                 self._weights[speaker] += weight
         return speakers

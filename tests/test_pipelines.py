@@ -313,7 +313,7 @@ def test_batches_give_what_single_calls_give(folder):
     trials = [{"enrolment": POSITIVE, "test": recording, "label": 1} for recording in recordings]  # rows, as well
     for run, inputs in ((verify, recordings), (separate, recordings), (extract, recordings), (verify, trials)):
         expected = [run(recording) for recording in inputs]
-        for batch_size in (None, 1, 3, 100):
+        for batch_size in (None, 100):
             assert_alike(run(inputs, batch_size=batch_size), expected)
         assert_alike(list(run(recording for recording in inputs)), expected)
     assert verify([]) == []

@@ -150,6 +150,11 @@ def load_checkpoint(
             logger.warning(
                 "%s was %r before and is %r now: the run goes on, but not as it would have", name, former, value
             )
+    for path in state.glob("custom_checkpoint_*.pkl"):
+        try:  # what Accelerate is about to unpickle, which could run any code
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{str(path)!r} is damaged, or holds more than numbers: it is not loaded") from error
     accelerator.load_state(str(state))
     for name, part in extra.items():
         part.load_state_dict(torch.load(state / f"{name}.pt", map_location="cpu", weights_only=True))

@@ -25,7 +25,7 @@ AUTO_MAP = {
 
 
 def _ceil_div(number, divisor: int):
-    """`number / divisor`, rounded up. Not `-(-number // divisor)`: ONNX rounds negative quotients of sizes up, too."""
+    """`number / divisor`, rounded up. Not `-(-number // divisor)`: exported to ONNX, negative quotients round up."""
     return (number + divisor - 1) // divisor
 
 

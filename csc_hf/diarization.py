@@ -25,7 +25,6 @@ import torch
 from transformers.utils import logging
 
 from .audio import SILENCE_POWER, power
-from .enrolment import file_name
 from .long_audio import (
     Job,
     Recording,
@@ -335,8 +334,8 @@ def check_enrolled(enrolled: Mapping[str, np.ndarray], size: int) -> dict[str, n
                 f"the embedding of {name!r} has shape {values.shape} and length {norm:.3g}: give a finite one of "
                 f"shape ({size},), from this model"
             )
-        if not name or Path(name).name != name:
-            raise ValueError(f"a speaker cannot be called {name!r}: the name is that of a file")
+        if not name or Path(name).name != name or name == ".." or not name.isprintable():
+            raise ValueError(f"a speaker cannot be called {name!r}: the name is that of a file, and printed")
         checked[name] = values / norm
     return checked
 
@@ -671,9 +670,7 @@ def _write_voices(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
         outputs = [
-            files.enter_context(
-                soundfile.SoundFile(folder / f"{file_name(name)}.wav", "w", config.sampling_rate, 1, "FLOAT")
-            )
+            files.enter_context(soundfile.SoundFile(folder / f"{name}.wav", "w", config.sampling_rate, 1, "FLOAT"))
             for name in names
         ]
 

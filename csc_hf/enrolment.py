@@ -64,15 +64,3 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
 def is_silent(waveform: np.ndarray) -> bool:
     """Whether a waveform (samples,) is below −80 dB of full scale, on average."""
     return power(waveform) < SILENCE_POWER
-
-
-def file_name(name: str) -> str:
-    """What to call the file of a speaker, without an ending: characters that lead to another folder or are not allowed
-    everywhere, and a leading point, are written as %2F."""
-    first = name[:1] == "."
-    return "".join(
-        char
-        if char.isprintable() and char not in '<>:"/\\|?*%' and not (first and number == 0)
-        else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-        for number, char in enumerate(name)
-    )

@@ -24,7 +24,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,7 +102,7 @@ class _Scorer(nn.Module):
         self.outputs = PARTS["scorer"]
 
     def forward(self, query: torch.Tensor, memory: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"global_speaker_vectors": self.model.aggregate(query, memory)}
+        return {"global_speaker_vectors": self.model.aggregate(query, memory[None])}
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Two embeddings that ask a memory of some segments."""
@@ -266,6 +266,7 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
             _program(module),
             dynamo=True,
             opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.sigmoid.default: _exact_sigmoid()},
             input_names=module.inputs,
             output_names=module.outputs,
             optimize=True,
@@ -280,6 +281,16 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
     _tidy(onnx_model, module)
     _compare(module, onnx_model.SerializeToString(), path.name)
     onnx.save(onnx_model, path)
+
+
+def _exact_sigmoid() -> Callable:
+    """ONNX Runtime's sigmoid is off by 1e-7. Masks get that small, and logarithms are taken of what they leave."""
+    from onnxscript import FLOAT, opset20
+
+    def sigmoid(x: FLOAT) -> FLOAT:  # the types of onnxscript's operators do not fit together
+        return opset20.Reciprocal(opset20.Add(opset20.Exp(opset20.Neg(x)), opset20.Constant(value_float=1.0)))  # type: ignore
+
+    return sigmoid
 
 
 def _session(model: str | bytes, optimised: str | None = None):

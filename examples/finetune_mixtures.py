@@ -21,6 +21,7 @@ For one embedding a recording, `finetune_verification.py` is simpler.
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,9 @@ class Arguments(CheckpointArguments, SpeechArguments):
     teacher_targets: str | None = option(
         None, "file with the teacher's embeddings; default: teacher.safetensors in OUTPUT_DIR, made if it is not there"
     )
+    train_only: str | None = option(
+        None, "regular expression: only weights of the model whose names it is found in are trained"
+    )
     max_grad_norm: float = option(5.0, "gradients are scaled down to this norm")
     mixed_precision: str = option("no", "type that matrix products are computed in", choices=("no", "fp16", "bf16"))
     attn_implementation: str | None = option(None, 'of Transformers; "eager" is the fastest in bf16 on CPUs')
@@ -154,6 +158,18 @@ def collect_targets(recipes: Sequence[MixtureRecipe], targets: Mapping[str, np.n
                 for piece in source.pieces:
                     collected[row, slot] += piece.length * targets[piece.utterance]
     return F.normalize(torch.from_numpy(collected), dim=-1)
+
+
+def keep_all_but(model: nn.Module, names: str) -> None:
+    """Train only the weights whose names a regular expression is found in.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(names, name) is not None)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SystemExit(f"--train_only {names!r}: no weight of {type(model).__name__} has such a name")
 
 
 class SlotClassifier(nn.Module):
@@ -278,6 +294,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.teacher is not None:
         with accelerator.main_process_first():  # the others read what it has written
             targets = centre(read_or_embed(args.teacher, speech.training, args.output_dir, args.teacher_targets))
+    if args.train_only is not None:
+        keep_all_but(pretrained, args.train_only)
     num_speeds = NUM_SPEEDS if args.speed_probability else 1
     model = SlotClassifier(
         pretrained,

@@ -43,7 +43,7 @@ def card_data(name: str, results: dict) -> ModelCardData:
     return ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="feature-extraction",
+        pipeline_tag="audio-classification",
         license="cc-by-sa-4.0",
         tags=["speech", "speaker-verification", "speech-separation", "contrastive-separative-coding"],
         datasets=["openslr/librispeech_asr"],
@@ -59,6 +59,11 @@ def percent(figures: dict) -> str:
     return f"{100 * figures['eer']:.1f}{interval}"
 
 
+def within(figures: dict) -> str:
+    """An equal error rate within a corpus, in %."""
+    return f"{100 * figures['eer_within_source']:.1f}"
+
+
 def render(name: str) -> ModelCard:
     """The card of a model, from its template and the files in its folder."""
     folder = CARDS / name
@@ -72,6 +77,7 @@ def render(name: str) -> ModelCard:
         settings=(folder / "training.yaml").read_text().strip(),
         megabytes=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}",
         percent=percent,
+        within=within,
     )
 
 
@@ -88,7 +94,7 @@ def main() -> None:
     add("name", help="name of the model, its folder and its template")
     add("--model", type=Path, help="folder of the trained model")
     add("--training", nargs="+", type=Path, help="folders of its trainings, in order, each with a results.json")
-    add("--settings", type=Path, help="YAML file of its pre-training")
+    add("--settings", type=Path, help="YAML file of its training")
     add("--evaluation", nargs="+", metavar="NAME=FILE", help="a results.json of evaluate_verification.py")
     args = parser.parse_args()
     folder = CARDS / args.name

@@ -78,8 +78,8 @@ class Page:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-        flags += " disable-component-update disable-sync disable-audio-output window-size=1100,1000"
-        flags += " autoplay-policy=no-user-gesture-required"
+        flags += " disable-component-update disable-sync disable-audio-output"
+        flags += " autoplay-policy=no-user-gesture-required window-size=1100,1000"
         for flag in [*flags.split(), f"user-data-dir={folder / 'profile'}"]:
             options.add_argument(f"--{flag}")
         options.add_experimental_option("prefs", {"download.default_directory": str(folder)})

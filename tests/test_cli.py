@@ -107,9 +107,11 @@ def objects(result) -> list[dict]:
 
 
 def error_of(result) -> str:
-    """The message of a command that failed: one line on standard error."""
-    assert result.stderr.startswith("csc-hf: ") and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
+    """The message of a command that failed: one line on standard error, after what it has warned of."""
+    lines = result.stderr.splitlines(keepends=True)
+    (error,) = [line for line in lines if not line.startswith("csc-hf: warning: ")]
+    assert error.startswith("csc-hf: ") and lines[-1] == error, result.stderr
+    return error
 
 
 # --- as the shell starts it ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from tone_talkers import RATE, ToneModel, talk, voice
-from transformers import AutoConfig
+from transformers import AutoConfig, pipeline
 
 import csc_hf.diarization
 from csc_hf import CSCConfig, CSCForSpeechSeparation, CSCModel
@@ -409,3 +409,62 @@ def test_decisions_need_no_model():
     assert labels.shape == evidence.activity.shape[:2] and active.shape == (4, evidence.num_frames)
     assert_turns(result, MEETING)
     assert active.sum() == pytest.approx(sum(t.end - t.start for t in result.turns) / evidence.frame_seconds, abs=6)
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+def tone_pipeline(**options):
+    model = ToneModel()
+    SETTINGS.store(model)
+    return pipeline("speaker-diarization", model=model, **options)
+
+
+def test_pipeline(tmp_path):
+    recording = talk(*MEETING, seconds=24)
+    diarizer = tone_pipeline()
+    result = diarizer(recording)
+    assert result.keys() == {"turns", "num_speakers", "embeddings"} and result["num_speakers"] == 4
+    assert result["turns"][0].keys() == {"start", "end", "speaker", "score"}
+    assert diarizer(recording, num_speakers=2)["num_speakers"] == 2
+    assert tone_pipeline(max_speakers=3)(recording)["num_speakers"] == 3
+    soundfile.write(tmp_path / "a.wav", recording, RATE, "FLOAT")
+    by_path = diarizer(str(tmp_path / "a.wav"), voices=str(tmp_path / "voices"))
+    assert by_path["turns"] == result["turns"]
+    assert len(list((tmp_path / "voices").iterdir())) == 4
+
+
+def test_pipeline_names_those_who_are_enrolled():
+    diarizer = tone_pipeline()
+    diarizer.enrol("ben", [talk((1, 0, 3), seconds=3), talk((1, 0, 2), seconds=2)])
+    assert list(diarizer(talk(*MEETING, seconds=24))["embeddings"])[1] == "ben"
+    with pytest.raises(ValueError, match="'mute' is silent"):
+        diarizer.enrol("mute", np.zeros(RATE, np.float32))
+
+
+def test_pipeline_takes_lists_with_a_batch_size():
+    recordings = [talk(*MEETING[:count], seconds=24 - count) for count in (6, 1, 4)]
+    alone = [tone_pipeline()(recording)["turns"] for recording in recordings]
+    together = tone_pipeline()(recordings, batch_size=2)
+    assert [result["turns"] for result in together] == alone
+    assert list(tone_pipeline()(one for one in recordings))[2]["turns"] == alone[2]
+
+
+def test_pipeline_refuses_what_cannot_be(tmp_path):
+    diarizer = tone_pipeline()
+    with pytest.raises(ValueError, match="a folder for one recording"):
+        diarizer([talk(seconds=1)], voices=str(tmp_path))
+    with pytest.raises(TypeError, match="speakers"):
+        diarizer(talk(seconds=1), speakers=2)
+    with pytest.raises(ValueError, match="num_speakers=0"):
+        diarizer(talk(seconds=1), num_speakers=0)
+    with pytest.raises(ValueError, match="frame_activity"):
+        pipeline("speaker-diarization", model=CSCForSpeechSeparation(CSCConfig.tiny()))
+    with pytest.raises(ValueError, match="no audio file"):
+        diarizer(str(tmp_path / "missing.wav"))
+
+
+def test_pipeline_loads_by_name(tmp_path):
+    CSCForSpeechSeparation(CSCConfig.tiny(frame_activity=True)).save_pretrained(tmp_path)
+    diarizer = pipeline("speaker-diarization", model=str(tmp_path))
+    assert diarizer(np.zeros(RATE, np.float32)) == {"turns": [], "num_speakers": 0, "embeddings": {}}

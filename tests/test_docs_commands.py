@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -77,19 +78,22 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for name in ("benchmarks", "docs", "examples", "metrics", "model_cards"):
         (folder / name).symlink_to(ROOT / name)
-    speech = {name: pq.read_table(ROOT / "examples" / "demo_speech" / name).slice(0, 80) for name in ("train", "test")}
-    for name, of in (
-        ("train", "train"),
-        ("dev", "train"),
-        ("heldout", "test"),
-        ("held_out", "test"),
-        ("noise", "test"),
-        ("path/to/train", "train"),
-        ("path/to/other_speakers", "test"),
-    ):
+    train, test = (pq.read_table(ROOT / "examples" / "demo_speech" / name) for name in ("train", "test"))
+    speakers = sorted(set(train["speaker_id"].to_pylist()))
+    is_dev = pc.is_in(train["speaker_id"], pa.array(speakers[::3]))
+    train, dev = train.filter(pc.invert(is_dev)).slice(0, 80), train.filter(is_dev).slice(0, 60)
+    for name, table in {
+        "train": train,
+        "dev": dev,
+        "heldout": test,
+        "held_out": test,
+        "noise": dev,
+        "path/to/train": train,
+        "path/to/other_speakers": test,
+    }.items():
         (folder / name).mkdir(parents=True)
-        table = speech[of].append_column("emotion", pc.utf8_slice_codeunits(speech[of]["speaker_id"], -1))
-        pq.write_table(table, folder / name / f"{of}-00000-of-00001.parquet")
+        table = table.append_column("emotion", pc.utf8_slice_codeunits(table["speaker_id"], -1))
+        pq.write_table(table, folder / name / "train-00000-of-00001.parquet")
     torch.manual_seed(0)
     model = CSCForPreTraining(CSCConfig.tiny(front_end="stft", frame_activity=True))
     for name in ("pretrain", "mine"):

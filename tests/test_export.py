@@ -40,13 +40,15 @@ CONFIGS = {
 
 
 def build(model_class, config):
-    """A model whose weights are no longer what training starts from: biases, states and averages are not zero."""
+    """A model with weights unlike those that training starts from, which leave much at zero."""
     torch.manual_seed(0)
     model = model_class(config).eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith(("bias", "initial_hidden", "initial_cell", "running_mean")):
                 tensor.normal_(0, 0.3)
+            if name.endswith("bands.mask.bias"):
+                tensor.fill_(-13)  # trained masks get that small, and a logarithm follows
     return model
 
 

@@ -36,8 +36,7 @@ MAX_SECONDS = 120  # of a recording
 MAX_TALKERS = len(COLOURS)
 MAX_VOICES = 4  # that a visitor enrols
 MAX_VISITORS = 20  # that wait, and whose recordings are in memory
-KEEP_SECONDS = 3600  # what visitors upload and enrol, and what the page makes of it
-SWEEP_SECONDS = 60
+KEEP_SECONDS, SWEEP_SECONDS = 3600, 60  # how long files and enrolled voices stay, and how often files are looked for
 
 model = CSCForPreTraining.from_pretrained(MODEL).eval()
 diarize = pipeline("speaker-diarization", model=model)
@@ -138,6 +137,7 @@ of them alone, and says which of them is a voice that you know. Recordings stay 
 ## 1. Who speaks when?
 """
 TRIALS = {"mix0": "two people talking at once, equally loud", "clean": "people talking alone"}
+STYLE = ".prose td, .prose th { overflow-wrap: normal; word-break: normal }"  # on narrow screens
 MEANING = f"""
 A score is a cosine, from −1 to 1. From {calibration.threshold:.2f} up, one person is likelier than two. This threshold
 was learnt on {calibration.num_target + calibration.num_nontarget:,} comparisons of voices with recordings of
@@ -215,8 +215,8 @@ def build() -> gr.Blocks:
                 files = [f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting")]
                 labels = ["A conversation of four", "Anna and Ben at once"]
                 gr.Examples(files, recording, label="Or choose one", example_labels=labels)
-                choices = [("count them", 0), *((str(number), number) for number in range(1, MAX_TALKERS + 1))]
-                num_talkers = gr.Dropdown(choices, value=0, label="How many talkers?")
+                numbers = [("count them", 0), *range(1, MAX_TALKERS + 1)]
+                num_talkers = gr.Dropdown(numbers, value=0, label="How many talkers?")
                 find = gr.Button("Find the talkers", variant="primary")
             with gr.Column(scale=2, min_width=300):
                 gr.render(visit, concurrency_id="model")(show_talkers)
@@ -241,7 +241,7 @@ def build() -> gr.Blocks:
 
 def main() -> None:
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
-    options = {"theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": MAX_SIZE}
+    options = {"theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": MAX_SIZE, "css": STYLE}
     build().queue(max_size=MAX_VISITORS).launch(state_session_capacity=MAX_VISITORS, **options)
 
 

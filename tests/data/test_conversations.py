@@ -9,8 +9,16 @@ import pytest
 
 from csc_hf import CSCConfig
 from csc_hf.audio import SAMPLING_RATE
-from csc_hf.data.conversations import ConversationConfig, activity, draw_conversation, segment_labels
-from csc_hf.data.mixing import Clip, MixtureRecipe, mix
+from csc_hf.data.conversations import (
+    SPEECH_FRAME,
+    ConversationConfig,
+    activity,
+    draw_conversation,
+    fill_pauses,
+    segment_labels,
+    speech_activity,
+)
+from csc_hf.data.mixing import Clip, MixtureRecipe, Piece, SourceRecipe, mix
 
 CONFIG = ConversationConfig(seconds=6.0, num_speakers=(2, 3), noise_probability=0.0)
 
@@ -99,6 +107,83 @@ def test_overlaps_are_as_long_as_said():
             assert all(end(piece) <= after.position for piece, after in itertools.pairwise(source.pieces))
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.4])
+def test_the_share_of_overlap_can_be_set(ratio):
+    config = replace(CONFIG, seconds=60.0, overlap_ratio=ratio, overlap_seconds=(0.5, 3.0), turn_seconds=(1.0, 2.0))
+    found = [activity(recipe).sum(axis=0) for recipe in draw_many(config, number=10)]
+    shares = [(count > 1).sum() / (count > 0).sum() for count in found]
+    assert np.mean(shares) == pytest.approx(ratio, abs=0.05)
+
+
+def test_turns_of_several_utterances():
+    """They take the recordings of a speaker one after the other, and none twice before the others."""
+    clips = {clip.id: clip for clip in make_clips(num_samples=16000)}
+    config = replace(CONFIG, seconds=60.0, join_utterances=True, turn_seconds=(3.0, 4.0), overlap_probability=0.0)
+    for recipe in draw_many(config, list(clips.values()), number=5):
+        for source in recipe.sources:
+            taken = Counter()
+            for piece in source.pieces:
+                assert piece.start == taken[piece.utterance] % clips[piece.utterance].num_samples, "where it was left"
+                taken[piece.utterance] += piece.length
+            rounds = [
+                taken[name] / clips[name].num_samples for name in clips if name[:2] == source.pieces[0].utterance[:2]
+            ]
+            assert max(rounds) - min(rounds) <= 1
+            lengths = Counter()
+            for piece in source.pieces:  # pieces of a turn are joined without a gap
+                start = next((begin for begin in lengths if begin + lengths[begin] == piece.position), piece.position)
+                lengths[start] += piece.length
+            whole = [length for begin, length in lengths.items() if begin + length < recipe.num_samples]
+            assert all(48000 <= length <= 64000 for length in whole)
+
+
+def test_everybody_is_in_one_room():
+    config = replace(CONFIG, reverb_probability=1.0)
+    for recipe in draw_many(config, number=3):
+        rooms = [effect for source in recipe.sources for effect in source.effects]
+        assert len(rooms) == len(recipe.sources)
+        assert len({room.size for room in rooms}) == 1 and len({room.talker for room in rooms}) == len(rooms)
+    plain = draw_many(CONFIG, number=3)
+    assert [
+        replace(r, sources=tuple(replace(s, effects=()) for s in r.sources)) for r in draw_many(config, number=3)
+    ] == plain
+
+
+def test_recorded_noise():
+    config = replace(CONFIG, noise_probability=1.0, noise_snr_db=(7.0, 7.0))
+    recipe = draw_conversation(CLIPS, config, 0, 0, [Clip("hum", 20000)])
+    assert {piece.utterance for piece in recipe.noise.pieces} == {"hum"} and len(recipe.noise.pieces) == 5
+    hum = np.random.default_rng(9).normal(0, 0.1, 20000).astype("f4")
+    _, sources, noise = mix(recipe, WAVEFORMS | {"hum": hum})
+    assert np.allclose(noise[:20000] / noise[0], hum / hum[0], rtol=1e-3)
+    assert 10 * np.log10(
+        np.square(sources.sum(0), dtype="f8").mean() / np.square(noise, dtype="f8").mean()
+    ) == pytest.approx(7, abs=0.01)
+
+
+def test_speech_is_where_a_recording_is_loud():
+    rng = np.random.default_rng(0)
+    words = np.full(32000, 1e-4)  # noise at -80 dB; words at 0.5 to 0.8 s, 1.0 to 1.2 s and 1.6 to 1.9 s
+    for start, end in ((0.5, 0.8), (1.0, 1.2), (1.6, 1.9)):
+        words[round(start * 16000) : round(end * 16000)] = 0.1
+    words = (words * rng.standard_normal(32000)).astype("f4")
+    recipe = MixtureRecipe(64000, 2, (SourceRecipe(0, (Piece("a", 0, 32000, 16000),), None),), None)
+    spoken = speech_activity(recipe, {"a": words})
+    assert spoken.shape == (2, 400) and not spoken[1].any()
+    edges = np.flatnonzero(np.diff(spoken[0].astype(int), prepend=0)) * SPEECH_FRAME / SAMPLING_RATE
+    assert edges.tolist() == pytest.approx([1.5, 2.2, 2.6, 2.9], abs=0.011), (
+        "a pause of 0.2 s is filled, one of 0.4 s not"
+    )
+    constant = speech_activity(recipe, {"a": np.full(32000, 0.1, "f4")})
+    assert constant[0, 100:300].all(), "without pauses, all is speech"
+
+
+def test_pauses_are_filled_between_speech_only():
+    active = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1, 0], bool)
+    assert fill_pauses(active, 3).astype(int).tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 1, 0]
+    assert not fill_pauses(np.zeros(5, bool), 3).any()
+
+
 def test_levels_hold_while_somebody_speaks():
     for recipe in draw_many(replace(CONFIG, level_db=(3.0, 3.0)), number=5):
         _, sources, _ = mix(recipe, WAVEFORMS)
@@ -155,6 +240,10 @@ def test_segment_labels_say_who_speaks_at_the_centre():
         ({"overlap_seconds": (2.0, 1.0)}, "overlap_seconds"),
         ({"level_db": (float("nan"), 1.0)}, "level_db"),
         ({"overlap_probability": 1.5}, "overlap_probability=1.5"),
+        ({"overlap_ratio": -0.1}, "overlap_ratio=-0.1"),
+        ({"reverb_probability": 2.0}, "reverb_probability=2.0"),
+        ({"reverb_probability": 0.5, "num_speakers": (2, 9)}, "a room has places for 8"),
+        ({"reverb_seconds": (0.2, 3.0)}, "reverb_seconds"),
     ],
 )
 def test_impossible_values_are_named(options, named):

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csc_hf import CSCConfig, CSCForSpeechSeparation
-from csc_hf.diarization import diarize
-from csc_hf.enrolment import file_name
+from csc_hf.diarization import DiarizationSettings, check_enrolled, diarize
 from csc_hf.streaming import LiveDiarizer, LiveExtractor
 
 
@@ -51,11 +50,11 @@ def test_damaged_recordings(model, tmp_path_factory, content):
 @given(st.lists(waveforms(max_samples=9000), max_size=5), st.booleans())
 def test_live(model, blocks, extracts):
     """A block that is refused is left out, and the stream goes on."""
-    options = {"latency_seconds": 0.5, "window_seconds": 1.0}
     if extracts:
-        live = LiveExtractor(model, voice(model, 0), threshold=0.5, **options)
+        live = LiveExtractor(model, voice(model, 0), threshold=0.5, latency_seconds=0.5, window_seconds=1.0)
     else:
-        live = LiveDiarizer(model, **options)
+        settings = DiarizationSettings(chunk_seconds=1.0, overlap_seconds=0.5)
+        live = LiveDiarizer(model, latency_seconds=0.5, settings=settings)
     answers, samples = [], 0
     for block in blocks:
         if np.isfinite(block).all():
@@ -72,20 +71,25 @@ def test_live(model, blocks, extracts):
         assert all(0 <= turn.start < turn.end <= samples / RATE + 1e-6 for answer in answers for turn in answer)
 
 
-@given(
-    st.text(min_size=1, max_size=20) | st.sampled_from(["../../evil", "..", "/etc/passwd", "C:\\x", "a\0b", "\x1b[2J"])
-)
-def test_a_name_leads_to_no_other_folder(tmp_path_factory, name):
+NAMES = ["../../evil", "..", ".", "", "/etc/passwd", "a/b", "a\0b", "\x1b[2J", "a\nb"]
+
+
+@given(st.sampled_from(NAMES) | st.text(max_size=10))
+def test_names_of_speakers_lead_to_no_other_folder(tmp_path_factory, name):
     folder = tmp_path_factory.getbasetemp()
-    written = file_name(name)
-    assert (folder / f"{written}.wav").parent == folder and written.isprintable() and written[0] != "."
-    assert name == written or "%" in written, "two names are two files"
+    try:
+        check_enrolled({name: np.eye(4, dtype=np.float32)[0]}, 4)
+    except ValueError as error:
+        assert repr(name) in str(error)
+        return
+    assert (folder / f"{name}.wav").parent == folder and name.isprintable() and name not in ("", ".", "..")
 
 
-def test_voices_are_written_into_their_folder(model, tmp_path):
-    """Whatever the names of enrolled speakers."""
-    rng = np.random.default_rng(0)
-    enrolled = {"../../evil": voice(model, 0), "/etc/evil": voice(model, 1)}
-    diarize(model, rng.normal(0, 0.1, 2 * RATE), enrolled=enrolled, num_speakers=2, voices=tmp_path / "a" / "voices")
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files and all(path.parent == tmp_path / "a" / "voices" for path in files)
+@given(st.sampled_from([np.nan, np.inf, 0.0, 1e30, -1.0]), st.lists(st.integers(0, 5), max_size=3).map(tuple))
+def test_enrolled_embeddings_that_lie(value, shape):
+    try:
+        (checked,) = check_enrolled({"anna": np.full(shape, value)}, 4).values()
+    except ValueError as error:
+        assert "anna" in str(error)
+        return
+    assert checked.shape == (4,) and abs(np.linalg.norm(checked) - 1) < 1e-3

@@ -318,6 +318,19 @@ def test_mixtures_teach_who_speaks(pretrained, tones, tmp_path):
     assert {"step": 25, **evaluate(model, trials)} == results["after"]
 
 
+def test_a_new_part_is_trained_alone(pretrained, tones, tmp_path):
+    """A saved model gets an activity by frames, and stays as it is otherwise."""
+    options = "--max_steps 3 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --eval_recordings 2"
+    options += " --model.frame_activity true --train_only frame_activity --classification_loss_weight 0"
+    tune("mixtures", pretrained, tones, tmp_path / "run", *options.split())
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run"))
+    assert {name for name in after if name not in before} == {"csc.frame_activity.weight", "csc.frame_activity.bias"}
+    assert after["csc.frame_activity.bias"] != 0
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    with pytest.raises(SystemExit, match="no weight of CSCForPreTraining has such a name"):
+        tune("mixtures", pretrained, tones, tmp_path / "wrong", *options.replace("only frame", "only fame").split())
+
+
 @pytest.fixture
 def two_data_sets(tones, tmp_path):
     """The same tones twice."""

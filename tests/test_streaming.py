@@ -3,7 +3,6 @@
 
 import io
 import pickle
-import time
 import tracemalloc
 
 import numpy as np
@@ -342,25 +341,22 @@ def test_the_state_does_not_grow(kind):
 
 
 @pytest.mark.release
+@pytest.mark.timeout(3600)
 @KINDS
-def test_a_real_block_loop_of_an_hour(kind):
-    """Blocks of a tenth of a second, with a real model: in memory that does not grow, faster than they come."""
-    torch.manual_seed(0)
-    model = CSCForSpeechSeparation(CSCConfig.tiny(front_end="stft", frame_activity=True)).eval()
-    live = make_live(kind, model, latency=3.0)
-    noise = conversation((60, "pn"))
+def test_an_hour_of_blocks_takes_no_more_memory_than_minutes(kind):
+    live, minute = make_live(kind, latency=3.0), np.tile(MEETING, 3)[: 60 * RATE]
+    peaks = []
     tracemalloc.start()
-    peaks, begin = [], time.perf_counter()
     try:
         for _ in range(60):
             tracemalloc.reset_peak()
-            for start in range(0, len(noise), RATE // 10):
-                live.push(noise[start : start + RATE // 10])
+            for start in range(0, len(minute), RATE // 10):
+                live.push(minute[start : start + RATE // 10])
             peaks.append(tracemalloc.get_traced_memory()[1])
         live.finish()
     finally:
         tracemalloc.stop()
-    assert live.seconds == 3600 and time.perf_counter() - begin < 3600
+    assert live.seconds == 3600
     assert max(peaks[5:]) < peaks[4] + 200_000
 
 

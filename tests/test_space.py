@@ -94,7 +94,10 @@ class Server:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(TIMEOUT)
+        try:
+            self.process.wait(TIMEOUT)
+        finally:
+            self.process.kill()
 
     def uploads(self) -> list[str]:
         return sorted(path.name for path in self.files.rglob("*") if path.is_file())

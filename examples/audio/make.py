@@ -2,7 +2,7 @@
 """
 Make the recordings in this folder from synthetic voices of `../demo_speech/test`, which no model here was trained on:
 `anna.flac` and `ben.flac` hold one utterance each; `meeting.flac` two others at once, equally loud;
-`conversation.flac` six more, of these two and two other voices, who take turns and interrupt each other.
+`conversation.flac` eight more, of these two and two other voices, who take turns and interrupt each other.
 
     python examples/audio/make.py
 """
@@ -22,9 +22,11 @@ TURNS = {  # where they begin, in s
     "test-000-00": 0.5,
     "test-001-01": 5.0,
     "test-002-01": 11.0,
-    "test-003-00": 15.0,
-    "test-000-03": 20.5,
-    "test-002-05": 25.5,
+    "test-000-03": 15.0,
+    "test-003-00": 21.5,
+    "test-001-03": 25.0,
+    "test-002-05": 31.0,
+    "test-003-03": 35.0,
 }
 
 

@@ -92,9 +92,8 @@ def test_the_scorer(scorer, queries, segments):
     memory = torch.randn(segments, 32)
     expected = {"global_speaker_vectors": model.aggregate(query, memory)}
     check_parity(run_onnx(files["scorer"], query, memory), expected)
-    check_parity(
-        {k: v.detach() for k, v in torch.export.load(files["torch"]).module()(query, memory).items()}, expected
-    )
+    program = torch.export.load(files["torch"]).module(check_guards=False)  # which would refuse a size of one
+    check_parity({name: tensor.detach() for name, tensor in program(query, memory).items()}, expected)
     rough = run_onnx(files["scorer.int8"], query, memory)["global_speaker_vectors"]
     assert (rough * expected["global_speaker_vectors"].detach().numpy()).sum(-1).min() > 0.98
 

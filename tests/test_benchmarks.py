@@ -128,7 +128,7 @@ def test_label_free_training(tmp_path):
     assert kinds == {"Channel"} and 2 < first["recording_loss"] < 6
     trained = CSCForPreTraining.from_pretrained(tmp_path / "run")
     assert trained.config.speaker_block == "conv" and trained.recording_classifier.weight.shape == (30, 192)
-    assert trained.csc.layers[0].batch_norm.running_mean.any()
+    assert trained.csc.speaker_branch.blocks[0].batch_norm.running_mean.any()
 
 
 @pytest.mark.parametrize(

@@ -753,8 +753,7 @@ class CSCSpeakerBranch(nn.Module):
         """
         weights = frame_mask.float()
         if frame_activity is not None:
-            # What trains the activity is when the slot speaks, not what would suit the embedding.
-            weights = weights * frame_activity.detach().sigmoid()
+            weights = weights * frame_activity.sigmoid()
         masks = None
         if self.bands is not None:
             power = band_power(self.config, encoded)

@@ -2,6 +2,7 @@
 """Pictures of what a model finds in a recording."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,7 @@ def plot_diarization(
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"waveform of shape {waveform.shape}: give at least one sample, of shape (samples,)")
     if isinstance(target, str | os.PathLike):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         figure = Figure(figsize=(10, 2.2 + 0.3 * diarization.num_speakers), layout="constrained")
         axes = plot_diarization(diarization, waveform, figure.subplots(), sampling_rate)
         figure.savefig(target)

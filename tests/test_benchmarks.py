@@ -127,8 +127,8 @@ def test_label_free_training(tmp_path):
     kinds = {effect["effect"] for mixture in [*first["recipes"], *second["recipes"]] for effect in mixture["effects"]}
     assert kinds == {"Channel"} and 2 < first["recording_loss"] < 6
     trained = CSCForPreTraining.from_pretrained(tmp_path / "run")
-    assert trained.config.block == "conv" and trained.recording_classifier.weight.shape == (30, 192)
-    assert trained.csc.layers[0].batch_norm.running_mean.any()
+    assert trained.config.speaker_block == "conv" and trained.recording_classifier.weight.shape == (30, 192)
+    assert trained.csc.speaker_branch.blocks[0].batch_norm.running_mean.any()
 
 
 @pytest.mark.parametrize(

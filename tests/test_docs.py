@@ -53,10 +53,10 @@ def blocks(page: str, language: str) -> list[tuple[int, str]]:
 
 CHECKS = {
     "verify(anna, ben)": """
-assert [round(verify(anna, other)["score"], 1) for other in (meeting, ben)] == [0.8, 0.2]
+assert [round(verify(anna, other)["score"], 1) for other in (meeting, ben)] == [0.7, 0.3]
 assert [verify(anna, other)["decision"] for other in (meeting, ben)] == [True, False]
 assert separate(meeting)["sources"].shape == (2, 86536)
-assert separate(meeting, enrolment=anna)["source"].shape == (86536,)
+assert extract(meeting)["source"].shape == (86536,)
 """,
     "voices = meeting.sources[0]": "assert scores.shape == (2,) and voices.shape == (2, len(recordings[1]))",
     'verify.enrol("ben", [ben])': """
@@ -265,7 +265,7 @@ def test_commands_have_these_options(monkeypatch):
 def test_every_field_of_the_configurations_is_an_option():
     """As docs/pretrain.md says, without those that other options set."""
     for section, fields in (
-        ("model", {name for name in CSCConfig.__annotations__ if name != "calibration"}),
+        ("model", {name for name in CSCConfig.__annotations__ if name not in ("calibration", "diarization")}),
         ("mixing", {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"}),
     ):
         missing = {f"--{section}.{name}" for name in fields} - options("examples/pretrain.py")
@@ -288,7 +288,10 @@ def test_yaml_of_the_documentation():
     found = [(page, code) for page in RENDERED for _, code in blocks(page, "yaml")]
     assert found
     for _, code in found:
-        MixingConfig(**yaml.safe_load(code).get("mixing", {}))
+        options = yaml.safe_load(code)
+        # `classification_loss_weight` is an option of finetune_mixtures.py, which knows its supervision.
+        known = {"supervision": "speaker"} if "classification_loss_weight" in options else {}
+        MixingConfig(**known | options.get("mixing", {}))
 
 
 # --- The shell of the project ----------------------------------------------------------------------------------------

@@ -60,13 +60,15 @@ def test_it_returns_what_it_returned_when_it_was_released():
     with torch.no_grad():
         output = model.eval()(chirp.float()[None])
     embeddings = [
-        [0.0408036, -0.1549684, 0.0270148, 0.0696168, 0.1014542],
-        [0.0660743, -0.1553514, -0.0440785, -0.0652916, 0.081367],
+        [0.0389241, -0.0578471, 0.0450495, 0.0591293, 0.1265052],
+        [0.1066894, -0.1549489, 0.0388101, -0.0141362, 0.0790533],
     ]
-    activity = [-3.715445, 3.880954]
-    sources = [[0.0117381, -0.0167024, -0.0431361], [-5.2e-06, -0.3827107, -0.7071739]]
+    activity = [-1.588045, 2.289227]
+    sources = [[-0.001242, -0.0094514, -0.0161823], [4.9e-07, -0.3827002, -0.7071676]]
     torch.testing.assert_close(output.source_embeddings[0, :, :5], torch.tensor(embeddings), atol=2e-6, rtol=0)
     torch.testing.assert_close(output.source_activity[0], torch.tensor(activity), atol=2e-5, rtol=0)
+    when = [[-1.4406917, -1.7884692, -2.0610969], [1.0696117, 0.8337076, 0.9368607]]
+    torch.testing.assert_close(output.source_frame_activity[0, :, 10:13], torch.tensor(when), atol=2e-5, rtol=0)
     torch.testing.assert_close(output.sources[0, :, 8000:8003], torch.tensor(sources), atol=1e-5, rtol=0)
 
 

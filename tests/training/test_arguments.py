@@ -53,7 +53,9 @@ def test_help_shows_every_option_its_meaning_and_its_default(capsys, monkeypatch
     for name in {field.name for field in dataclasses.fields(MixingConfig)} - {"num_identities", "num_sources"}:
         assert f"--mixing.{name}" in printed and field_descriptions(MixingConfig)[name] in printed
     of_every_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    for name in {field.name for field in dataclasses.fields(CSCConfig)} - of_every_model - {"calibration"}:
+    for name in (
+        {field.name for field in dataclasses.fields(CSCConfig)} - of_every_model - {"calibration", "diarization"}
+    ):
         assert f"--model.{name}" in printed and field_descriptions(CSCConfig)[name] in printed
     assert f"{field_descriptions(MixingConfig)['seconds']} (default: 2.0)" in printed
     assert "(default of the preset base: 128)" in printed

@@ -132,8 +132,8 @@ class Diarization:
 @dataclass(frozen=True)
 class DiarizationSettings:
     """
-    How recordings are diarized. `csc_hf.evaluation.diarization.fit_settings` learns all that follows the chunks on
-    conversations of other people; `store` puts it into the configuration of the model.
+    How recordings are diarized. `csc_hf.evaluation.diarization.fit_settings` learns it on conversations of other
+    people; `store` puts it into the configuration of the model.
 
     Args:
         chunk_seconds: Length of a chunk.

@@ -27,6 +27,10 @@ ENROLMENT_SECONDS = 10.0
 COUNT_WEIGHT = 0.05
 """What a wrong number of speakers in every recording counts for `fit_settings`, as a diarization error rate."""
 
+CHUNKS = (3.0, 5.0)
+"""Lengths of chunks, in seconds, that `fit_settings` tries. Neighbours overlap by half. Fewer people speak in a short
+chunk; a long one tells more of a voice."""
+
 GRID: dict[str, tuple[float, ...]] = {
     "threshold": tuple(np.arange(0.2, 1.01, 0.05).round(2).tolist()),
     "overlap_weight": (0.0, 0.25, 0.5, 1.0),
@@ -197,18 +201,33 @@ def format_report(results: Mapping[str, Mapping[str, Any]]) -> str:
 def fit_settings(
     model: Any, conversations: Conversations, start: DiarizationSettings | None = None
 ) -> DiarizationSettings:
-    """Learn the settings of a model, but for its chunks, on conversations of people who are in no test.
+    """Learn the settings of a model on conversations of people who are in no test.
 
-    Values of `GRID` are tried, one setting after the other, in two rounds. What is kept has the lowest diarization
-    error rate, in frames of the model, to which `COUNT_WEIGHT` adds wrong numbers of speakers.
+    For each length in `CHUNKS`, values of `GRID` are tried, one setting after the other, in two rounds. What is kept
+    has the lowest diarization error rate, in frames of the model, to which `COUNT_WEIGHT` adds wrong numbers of
+    speakers.
 
     Args:
         model: with frame activity, in evaluation mode.
         conversations: at least one.
-        start: the chunks, and the values of the first round.
+        start: the values of the first round.
     """
-    settings = start or DiarizationSettings()
-    heard = [_hear(model, recording, settings) for recording in conversations]
+    best: tuple[tuple[float, float], DiarizationSettings] | None = None
+    for seconds in CHUNKS:
+        settings = replace(start or DiarizationSettings(), chunk_seconds=seconds, overlap_seconds=seconds / 2)
+        heard = [_hear(model, recording, settings) for recording in conversations]
+        cost, settings = _search(heard, settings)
+        if best is None or cost < best[0]:
+            names = _fit_names(model, conversations, heard, settings)
+            best = cost, replace(settings, name_threshold=names, error_rate=cost[1])
+    assert best is not None  # there are chunks
+    return replace(best[1], conversations_sha256=conversations.sha256)
+
+
+def _search(
+    heard: Sequence[tuple[Evidence, np.ndarray, list[str]]], settings: DiarizationSettings
+) -> tuple[tuple[float, float], DiarizationSettings]:
+    """The best settings in `GRID`, with their cost: that which is minimised, and the error rate."""
 
     def cost(tried: DiarizationSettings) -> tuple[float, float]:
         wrong = speech = miscounted = 0.0
@@ -217,7 +236,7 @@ def fit_settings(
             wrong += frame_errors(reference, active)
             speech += reference.sum()
             miscounted += found.num_speakers != reference.any(axis=1).sum()
-        rate = wrong / max(speech, 1)
+        rate = float(wrong) / max(float(speech), 1.0)
         return rate + COUNT_WEIGHT * miscounted / len(heard), rate
 
     best = cost(settings)
@@ -226,8 +245,7 @@ def fit_settings(
             tried = replace(settings, **dict[str, Any]({name: value}))
             if tried.offset <= tried.onset and (found := cost(tried)) < best:
                 settings, best = tried, found
-    settings = replace(settings, name_threshold=_fit_names(model, conversations, heard, settings))
-    return replace(settings, error_rate=best[1], conversations_sha256=conversations.sha256)
+    return best, settings
 
 
 def frame_errors(reference: np.ndarray, found: np.ndarray) -> float:

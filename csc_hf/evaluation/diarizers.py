@@ -54,7 +54,7 @@ class EnergyResemblyzer:
     range_db, above_noise_db = 30.0, 6.0
     rate = 2.5  # embeddings a second
 
-    def __init__(self, threshold: float = 0.25):
+    def __init__(self, threshold: float = 0.4):
         self.encoder = _import("resemblyzer", self.remedy).VoiceEncoder(verbose=False)
         self.threshold = threshold
 

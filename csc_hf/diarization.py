@@ -39,7 +39,7 @@ from .modeling_csc import CSCPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
-MAX_ITEMS = 3000
+MAX_ITEMS = 1000
 """Slots that are clustered at a time. Memory and time of the clustering grow with its square."""
 
 FADE_SECONDS = 0.01
@@ -166,6 +166,15 @@ class DiarizationSettings:
     name_threshold: float = 0.5
     error_rate: float | None = None
     conversations_sha256: str | None = None
+
+    def __post_init__(self):
+        if not (self.chunk_seconds > 0 and 0 <= self.overlap_seconds <= self.chunk_seconds / 2):
+            raise ValueError(
+                f"chunk_seconds={self.chunk_seconds} and overlap_seconds={self.overlap_seconds}: the overlap must not "
+                "be negative or above half of a chunk"
+            )
+        if not 0 <= self.offset <= self.onset <= 1:
+            raise ValueError(f"onset={self.onset} and offset={self.offset}: 0 <= offset <= onset <= 1 must hold")
 
     def store(self, model_or_config) -> None:
         """Put the settings into a configuration as `config.diarization`, where `save_pretrained` saves them."""
@@ -418,29 +427,30 @@ def listen(model: CSCPreTrainedModel, recording, chunk_seconds: float, overlap_s
             f"this {type(model).__name__} does not say who is active in a frame (config.frame_activity is not set): "
             "use a model that does, such as csc-small, or train one with frame_activity=True"
         )
-    stride = config.activity_stride
+    stride, slots = config.activity_stride, config.num_sources
     opened = open_recording(recording, config.sampling_rate)
-    starts, lengths, activity, embeddings = [], [], [], []
+    size = round(chunk_seconds * config.sampling_rate)
+    step = max(size - round(overlap_seconds * config.sampling_rate), 1)
+    # All that is kept is allocated at once: small pieces between what the model takes and frees would fragment memory.
+    most = 1 + math.ceil(opened.num_samples / step)
+    most_frames = config.num_activity_frames(min(size + stride, opened.num_samples))
+    starts, lengths = np.zeros(most, int), np.zeros(most, int)
+    activity = np.zeros((most, slots, most_frames), np.uint8)
+    embeddings = np.zeros((most, slots, config.speaker_embedding_size), np.float32)
+    count = 0
     for start, samples in _frame_chunks(opened, config, chunk_seconds, overlap_seconds):
-        num_frames = config.num_activity_frames(len(samples))
-        starts.append(start // stride)
-        lengths.append(num_frames)
-        if power(samples) < SILENCE_POWER:
-            activity.append(np.zeros((config.num_sources, num_frames), np.uint8))
-            embeddings.append(np.zeros((config.num_sources, config.speaker_embedding_size), np.float32))
-            continue
-        output = yield samples
-        probability = output.source_frame_activity[0].float().sigmoid().cpu().numpy()
-        activity.append(np.rint(255 * probability).astype(np.uint8))
-        embeddings.append(output.source_embeddings[0].float().cpu().numpy())
-    padded = np.zeros((len(starts), config.num_sources, max(lengths)), np.uint8)
-    for row, of_chunk in zip(padded, activity, strict=True):
-        row[:, : of_chunk.shape[1]] = of_chunk
+        starts[count], lengths[count] = start // stride, config.num_activity_frames(len(samples))
+        if power(samples) >= SILENCE_POWER:
+            output = yield samples
+            probability = output.source_frame_activity[0].float().sigmoid().cpu().numpy()
+            activity[count, :, : lengths[count]] = np.rint(255 * probability)
+            embeddings[count] = output.source_embeddings[0].float().cpu().numpy()
+        count += 1
     return Evidence(
-        starts=np.array(starts),
-        activity=padded,
-        embeddings=np.stack(embeddings),
-        lengths=np.array(lengths),
+        starts=starts[:count],
+        activity=activity[:count],
+        embeddings=embeddings[:count],
+        lengths=lengths[:count],
         frame_samples=stride,
         num_samples=opened.num_samples,
         sampling_rate=config.sampling_rate,
@@ -500,13 +510,12 @@ def _find_speakers(
     bounds: tuple[int, int | None],
 ) -> np.ndarray:
     """Mean embeddings (speakers, embedding), of unit length, of the clusters of items (items, embedding)."""
-    while len(items) > MAX_ITEMS:  # cluster it by parts, then the clusters, which are as heavy as their items
+    while len(items) > MAX_ITEMS:  # cluster it by parts, then the clusters
         parts = np.array_split(np.arange(len(items)), math.ceil(len(items) / (MAX_ITEMS / 2)))
-        found = [_clusters(items[part], of_chunk[part], settings, settings.threshold) for part in parts]
-        means = [
-            _means(items[p], weights[p], f, np.zeros((f.max() + 1, items.shape[1]))) for p, f in zip(parts, found)
-        ]
-        sums = [np.bincount(f, weights[p]) for p, f in zip(parts, found)]
+        found = [_cut(_tree(items[part], of_chunk[part], settings), threshold=settings.threshold) for part in parts]
+        # The product of means that are not of unit length is the mean product, as average linkage has it.
+        means = [_sums(items[p], of) / np.bincount(of)[:, None] for p, of in zip(parts, found, strict=True)]
+        sums = [_sums(weights[p], of) for p, of in zip(parts, found, strict=True)]
         num_before, items, weights = len(items), np.concatenate(means), np.concatenate(sums)
         of_chunk = -1 - np.arange(len(items))  # nothing is known to be apart
         if len(items) == num_before:
@@ -532,10 +541,6 @@ def _find_speakers(
     return _means(items, weights, places[clusters], np.zeros((len(kept), items.shape[1])))
 
 
-def _clusters(items: np.ndarray, of_chunk: np.ndarray, settings: DiarizationSettings, threshold: float) -> np.ndarray:
-    return _cut(_tree(items, of_chunk, settings), threshold=threshold)
-
-
 def _tree(items: np.ndarray, of_chunk: np.ndarray, settings: DiarizationSettings) -> np.ndarray:
     """SciPy's linkage matrix of items (items, embedding)."""
     from scipy.cluster.hierarchy import linkage
@@ -557,6 +562,13 @@ def _cut(tree: np.ndarray, threshold: float | None = None, number: int | None = 
     if number is not None:
         return cut_tree(tree, n_clusters=number)[:, 0]
     return fcluster(tree, threshold, "distance") - 1
+
+
+def _sums(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """(items, ...) → (clusters, ...): sums over the items of each cluster."""
+    sums = np.zeros((clusters.max() + 1, *values.shape[1:]))
+    np.add.at(sums, clusters, values)
+    return sums
 
 
 def _large(clusters: np.ndarray, weights: np.ndarray, least: float) -> np.ndarray:

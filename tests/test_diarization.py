@@ -397,6 +397,19 @@ def test_settings_are_saved_with_the_model(tmp_path, caplog):
     assert DiarizationSettings.load(AutoConfig.from_pretrained(tmp_path)) == settings
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_seconds": 0.0}, "chunk_seconds=0.0"),
+        ({"chunk_seconds": 4.0, "overlap_seconds": 2.5}, "above half"),
+        ({"onset": 0.3, "offset": 0.4}, "offset=0.4"),
+    ],
+)
+def test_impossible_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiarizationSettings(**options)
+
+
 def test_settings_of_the_model_are_used():
     model = ToneModel()
     DiarizationSettings(threshold=2.0, apart=0.0).store(model)

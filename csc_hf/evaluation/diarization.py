@@ -242,8 +242,10 @@ def _search(
     best = cost(settings)
     for _, (name, values) in itertools.product(range(2), GRID.items()):
         for value in values:
+            if (name == "offset" and value > settings.onset) or (name == "onset" and value < settings.offset):
+                continue
             tried = replace(settings, **dict[str, Any]({name: value}))
-            if tried.offset <= tried.onset and (found := cost(tried)) < best:
+            if (found := cost(tried)) < best:
                 settings, best = tried, found
     return best, settings
 

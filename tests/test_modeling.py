@@ -693,7 +693,7 @@ used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 speaker = torch.arange(num_processes * 32).repeat_interleave(2)
 other = speaker // 32 * 32 + (speaker + 1 + torch.arange(len(speaker)) % 2) % 32
 ids = torch.stack([speaker, other], dim=1)
-size = model.config.hidden_size
+size = model.aggregator.memory_layer_norm.normalized_shape[0]
 embeddings = torch.nn.functional.normalize(torch.randn(64, 2, model.config.speaker_embedding_size), dim=-1)
 embeddings.requires_grad_()
 memory = torch.randn(len(ids), 2 * num_segments, size, requires_grad=True)

@@ -708,11 +708,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) / 2**10)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit, and malloc other settings")
 @pytest.mark.parametrize(
     ("num_processes", "preset", "num_segments", "limit"),
-    [(16, "tiny", 2, 250), (64, "small", 32, 2000)],
+    [(16, "tiny", 2, 250), (64, "small", 8, 2000)],
 )
 @pytest.mark.release
 def test_the_contrast_of_many_processes_fits_into_memory(num_processes, preset, num_segments, limit):
-    """32 identities, each twice, in every process; of mixtures of two seconds if there are 32 segments."""
+    """32 identities, each twice, in every process; `small` has 8 segments of two seconds."""
     settings = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}  # what is free counts as free
     process = subprocess.run(
         [sys.executable, "-c", MANY_PROCESSES, str(num_processes), preset, str(num_segments)],

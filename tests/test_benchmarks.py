@@ -28,6 +28,7 @@ import measure  # noqa: E402
 import prepare  # noqa: E402
 import pretraining_step  # noqa: E402
 import split_speakers  # noqa: E402
+import tables  # noqa: E402
 
 
 @pytest.mark.release
@@ -98,18 +99,23 @@ def test_label_free_training(tmp_path):
     speech.write(corpus / "noise", rows_of("hum", 4), shards=1)
     options = ["--one_session", "sessions", "--dev_only", "dev", "--leave_out", "GPL", "--dev_share", "0.25"]
     options += ["--min_seconds", "0.2", "--max_seconds", "1.1", "--output_dir", str(tmp_path)]
+    options += ["--label_shares", "50", "100"]
     for name in ("labelled", "unlabelled", "noise"):
         options += [f"--{name}", str(corpus / name / "*.parquet")]
     prepare.main(options)
     parts = {
         name: [row for file in (tmp_path / name).glob("part-*.parquet") for row in pq.read_table(file).to_pylist()]
-        for name in ("recordings", "people", "dev", "noise")
+        for name in ("recordings", "people", "dev", "noise", "labels-50", "labels-100")
     }
     speakers = {name: {row["speaker_id"] for row in part} for name, part in parts.items()}
     assert {row["source"] for row in parts["recordings"]} == {"sessions", "phone"}
     assert {row["source"] for row in parts["people"]} == {"words"}
     assert {row["source"] for row in parts["dev"]} == {"sessions", "words", "dev"}
     assert not (speakers["recordings"] | speakers["people"]) & speakers["dev"] and len(parts["noise"]) == 4
+    assert speakers["labels-50"] < speakers["labels-100"] and not speakers["labels-100"] & speakers["dev"]
+    assert len(speakers["labels-50"]) == len(speakers["labels-100"]) // 2
+    heard = speakers["recordings"] | speakers["people"]
+    assert {speaker for speaker in heard if not speaker.startswith("phone")} <= speakers["labels-100"]
     seconds = {row["id"]: row["seconds"] for row in parts["recordings"]}
     assert len(seconds) == len(parts["recordings"]) and max(seconds.values()) <= 1.1
     for row in (row for row in parts["recordings"] if row["source"] == "sessions"):
@@ -129,6 +135,54 @@ def test_label_free_training(tmp_path):
     trained = CSCForPreTraining.from_pretrained(tmp_path / "run")
     assert trained.config.speaker_block == "conv" and trained.recording_classifier.weight.shape == (30, 192)
     assert trained.csc.speaker_branch.blocks[0].batch_norm.running_mean.any()
+
+
+@pytest.mark.release
+@pytest.mark.timeout(900)
+def test_label_free_comparison(tmp_path, monkeypatch, capsys):
+    """run.sh trains, fine-tunes from what it trained and from nothing, verifies each, and goes on where it was cut
+    off; tables.py reads what it leaves."""
+    rows = [row | {"licence": "MIT", "seconds": 0.25} for row in speech.make_rows(64, source="words")]
+    for folder in ("recordings", "labels-100", "dev", "noise"):
+        speech.write(tmp_path / "data" / folder, rows, shards=2)
+    speech.write(tmp_path / "phone" / "heldout", rows, shards=1)
+    speech.write(tmp_path / "phone" / "noise", rows[:4], shards=1)
+    (noise,) = (tmp_path / "phone" / "noise").glob("*.parquet")
+    noise.rename(noise.with_name("heldout.parquet"))
+    size = (
+        "--model.hidden_size 16 --model.lstm_hidden_size 16 --model.speaker_hidden_size 16 --model.num_hidden_layers 1"
+    )
+    short = (
+        "--min_seconds 0.2 --reservoir_seconds 90 --per_device_train_batch_size 5 --mixing.seconds 0.1 --log_batches"
+    )
+    settings = {"STEPS": "2", "LABEL_STEPS": "1", "SHARES": "100", "PEERS": "mfcc", "VERIFY": "--seconds 0.2"}
+    settings |= {"PRETRAIN": f"{size} {short}", "FINETUNE": "--seconds 0.1 --num_identities 5 --eval_seconds 0.2"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    command = [str(LABEL_FREE / "run.sh"), str(tmp_path / "data"), str(out), str(tmp_path / "phone")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert process.returncode == 0, process.stderr
+    assert [len(pretraining_runs.batches(out / name)["batches-0.jsonl"]) for name in ("untrained", "label_free")] == [
+        20,
+        2,
+    ]
+
+    def weights(name):
+        return CSCForPreTraining.from_pretrained(out / name).csc.speaker_branch.embedding.dense.weight
+
+    assert not torch.equal(weights("untrained"), weights("label_free"))
+    for start in ("untrained", "label_free"):
+        change = (weights(f"labels-100-from-{start}") - weights(start)).abs().max()
+        assert 0 < change < 0.01  # one step from these weights
+    tables.main([str(out), "--picture", str(tmp_path / "labels.png"), "--shares", "100"])
+    printed = capsys.readouterr().out
+    for system in ("mfcc", "untrained", "untrained_v1", "label_free", "labels-100-from-untrained"):
+        assert re.search(rf"^\| {system} \|( [\d.]+ \([\d.]+–[\d.]+\) / [\d.]+ \|){{4}}", printed, re.MULTILINE), (
+            printed
+        )
+    assert (tmp_path / "labels.png").stat().st_size > 10_000
+    assert (out / "probe.md").read_text().count("| label_free |") == 3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ Each folder below OUTPUT_DIR has Parquet files:
         session are joined (in the sources of --one_session, a speaker has a single session), and so are the readings
         of a synthetic voice; unlabelled rows are taken as they are.
     people: the other labelled speakers, the clips of each joined, which takes labels.
+    labels-P: with --label_shares, clips of P % of the labelled speakers, as they are, with their speakers. The
+        speakers of a smaller share are among those of a larger one.
     dev: the clips of speakers who are in neither, with all of the --dev_only sources.
     noise: the noise.
 
@@ -48,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--one_session", nargs="*", default=[], help="sources in which a speaker has one session")
     add("--dev_only", nargs="*", default=[], help="sources that are not trained on")
     add("--dev_share", type=float, default=0.12, help="share of the speakers of every other source")
+    add("--label_shares", type=float, nargs="*", default=[], metavar="PERCENT", help="write `labels-PERCENT`")
     add("--keep_rows", action="store_true", help="write `train`: rows as they are")
     add("--min_seconds", type=float, default=8.0, help="shorter recordings are left out: four crops of 2 s")
     add("--max_seconds", type=float, default=90.0, help="a joined recording ends here")
@@ -89,6 +92,13 @@ def choose_dev(rows: Dataset, share: float, dev_only: list[str]) -> set[str]:
         for source, speakers in speakers_of.items()
         for speaker in sorted(speakers, key=rank)[: None if source in dev_only else round(share * len(speakers))]
     }
+
+
+def share_of_speakers(rows: Dataset, percent: float) -> Iterator[dict[str, Any]]:
+    """The rows of `percent` of the speakers."""
+    speakers = sorted(set(rows["speaker_id"]), key=rank)
+    chosen = set(speakers[: max(2, round(len(speakers) * percent / 100))])
+    yield from rows.filter(lambda speaker: speaker in chosen, input_columns="speaker_id")
 
 
 def encode(waveform: np.ndarray) -> bytes:
@@ -168,10 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     people: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
     dev: list[dict[str, Any]] = []
+    labels: dict[str, list[dict[str, Any]]] = {}
     labelled = read(args.labelled, args.leave_out, counts)
     if labelled is not None:
         dev_speakers = choose_dev(labelled, args.dev_share, args.dev_only)
         train = labelled.filter(lambda speaker: speaker not in dev_speakers, input_columns="speaker_id")
+        labels = {f"labels-{share:g}": list(share_of_speakers(train, share)) for share in args.label_shares}
         dev = list(labelled.filter(lambda speaker: speaker in dev_speakers, input_columns="speaker_id"))
         if args.keep_rows:
             kept += keep(train, counts)
@@ -191,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
         recordings += long_rows(unlabelled, args, counts)
     noise = read(args.noise, args.leave_out, counts)
     folders = {"recordings": recordings, "people": people, "train": kept, "dev": dev, "noise": noise or []}
+    folders |= labels
     for name, rows in folders.items():
         write(rows, args.output_dir / name, args.num_shards)
     for what, count in counts.items():

@@ -119,27 +119,28 @@ def peer(name: str) -> Step:
 
 def race(
     model: str, folder: Path, part: str, lengths: Sequence[float], threads: int, rounds: int
-) -> tuple[dict[tuple[str, float], np.ndarray], float]:
-    """Seconds of each way and length in each round, (rounds,); and those that compiling took."""
+) -> tuple[dict[tuple[str, float], np.ndarray], float | None]:
+    """Seconds of each way and length in each round, (rounds,); and those that compiling took. Only the embedding is
+    compiled: it takes minutes, and Inductor leaves complex numbers, of which separation has more, as they are."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     warnings.simplefilter("ignore")
     ways = {
         EAGER: eager(model, part),
-        COMPILED: compiled(model, part),
         ONNX: onnx(folder / f"{part}.onnx", threads),
         INT8: onnx(folder / f"{part}.int8.onnx", threads),
     }
+    compiling = None
     if part == "embedding":
+        ways[COMPILED] = compiled(model, part)
+        began = time.perf_counter()
+        ways[COMPILED](speech(lengths[0]))
+        compiling = time.perf_counter() - began
         for name, title in PEERS.items():
             try:
                 ways[title] = peer(name)
             except ImportError as error:
                 print(f"{title} is left out: {error}", file=sys.stderr)
-    began = time.perf_counter()
-    for seconds in lengths:  # the first length compiles for itself, the second for all lengths
-        ways[COMPILED](speech(seconds))
-    compiling = time.perf_counter() - began
     found = {}
     for seconds in lengths:
         waveform = speech(seconds)
@@ -148,10 +149,14 @@ def race(
     return found, compiling
 
 
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
+
+
 def speed_table(part: str, races: dict[int, dict[tuple[str, float], np.ndarray]], lengths: Sequence[float]) -> str:
     """Audio seconds a second, and how many times PyTorch's that is, round by round."""
     columns = [(threads, seconds) for threads in races for seconds in lengths]
-    header = [part.capitalize()] + [f"{s:g} s, {t} thread{'s' * (t > 1)}" for t, s in columns]
+    header = [part.capitalize()] + [f"{s:g} s, {_threads(t)}" for t, s in columns]
     rows = []
     for way in dict.fromkeys(name for name, _ in races[columns[0][0]]):
         row = [way]
@@ -256,9 +261,11 @@ def main() -> None:
         compiling = {}
         for part in PARTS:
             for threads in args.threads:
-                note(f"{part}, {threads} threads")
+                note(f"{part}, {_threads(threads)}")
                 options = args.model, folder, part, args.seconds, threads, args.rounds
-                races[part][threads], compiling[part, threads] = alone(race, *options, threads=threads)
+                races[part][threads], seconds = alone(race, *options, threads=threads)
+                if seconds is not None:
+                    compiling[threads] = seconds
         note("accuracy")
         measured = accuracy(args.model, folder, args.data, args.noise_data, args.recordings)
         note("start-up")
@@ -274,7 +281,7 @@ def main() -> None:
         [way, *measured.get(way, [""] * 4), megabytes.get(way, ""), f"{seconds:.1f}", f"{memory:.0f}"]
         for way, (seconds, memory) in starts.items()
     ]
-    compile_times = ", ".join(f"{seconds:.0f} s ({part}, {t} threads)" for (part, t), seconds in compiling.items())
+    compile_times = " and ".join(f"{seconds:.0f} s ({_threads(number)})" for number, seconds in compiling.items())
     report = "\n\n".join(
         [
             "# Where it is deployed",
@@ -290,8 +297,8 @@ def main() -> None:
             table(header, rows),
             "## Speed",
             "Audio seconds a second, medians over the rounds; in parentheses, how many times PyTorch's that is. "
-            f"Compiling, once for each length and then for all, took {compile_times}, and less where its cache on the "
-            "disk has the program.",
+            f"Compiling, for all lengths at once, took {compile_times}; less, where a cache on the disk has its results. "
+            "Only the embedding is compiled: Inductor leaves complex numbers, of which separation has more, as they are.",
             *(speed_table(part, of_part, args.seconds) for part, of_part in races.items()),
         ]
     )

@@ -297,8 +297,9 @@ def main() -> None:
             table(header, rows),
             "## Speed",
             "Audio seconds a second, medians over the rounds; in parentheses, how many times PyTorch's that is. "
-            f"Compiling, for all lengths at once, took {compile_times}; less, where a cache on the disk has its results. "
-            "Only the embedding is compiled: Inductor leaves complex numbers, of which separation has more, as they are.",
+            f"Compiling, for all lengths at once, took {compile_times}; less, where a cache on the disk has its "
+            "results. Only the embedding is compiled: Inductor leaves complex numbers, of which separation has more, "
+            "as they are.",
             *(speed_table(part, of_part, args.seconds) for part, of_part in races.items()),
         ]
     )

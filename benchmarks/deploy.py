@@ -216,9 +216,11 @@ def accuracy(model: str, folder: Path, data: str, noise_data: str | None, record
     what the model does."""
     noise = None
     if noise_data is not None:
-        noise = decode_usable(stream_utterances(noise_data, speaker_column=None, source_column=None).rows(), {}, False)
-    speech = decode_usable(stream_utterances(data).rows(), {})
-    trials = build_trials(speech, seconds=4.0, recordings=recordings, noise=noise, conditions=list(CONDITIONS))
+        noise = decode_usable(stream_utterances(noise_data, "test", "audio", None, None).rows(), {}, False)
+    speech = decode_usable(stream_utterances(data, "test", source_column=None).rows(), {})
+    trials = build_trials(
+        speech, seconds=4.0, recordings_per_speaker=recordings, noise=noise, conditions=list(CONDITIONS)
+    )
     cells = {ONNX: ["the same"] * (len(CONDITIONS) + 1)}
     for way, spec in ((EAGER, model), (INT8, str(folder / "separation.int8.onnx"))):
         results = measure(score_trials(load_embedder(spec), trials, progress=False))

@@ -188,7 +188,8 @@ def test_the_released_model(tmp_path):
     files = export_onnx(model, tmp_path, int8=True)
     assert files.keys() == {f"{part}{bits}" for part in PARTS for bits in ("", ".int8")}
     speech = [soundfile.read(ROOT / "examples" / "audio" / f"{name}.flac", dtype="float32")[0] for name in VOICES]
-    batches = [[speech[-1][:length]] for length in (400, 3000, 16_385, 64_000, 400_000)]
+    talk = speech[-1][20_000:]  # before that, every sample is zero
+    batches = [[talk[:length]] for length in (400, 3000, 16_385, 64_000, 400_000)]
     batches += [[speech[0], speech[1][:10_000], 30 * speech[2]], [1e-4 * speech[0][:40_000], speech[2][20_000:20_100]]]
     for waveforms in batches:
         input_values = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)

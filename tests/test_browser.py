@@ -144,6 +144,7 @@ def test_a_recording_from_the_drop_to_the_voices(page, site, model):
     assert page.find("#found").text == "Two talkers" and "meeting.flac, 0:05" in page.find("#name").text
     rows = page.driver.find_elements("css selector", ".voice")
     assert [row.text.split("\n")[0] for row in rows] == ["Everything", "Talker 1", "Talker 2"]
+    assert page.find("#room").text == "The model tells 2 voices apart. If more people speak, they share these."
     page.look("result")
 
     # The picture shows the spectrogram and a bar in the colour of each voice.
@@ -233,7 +234,7 @@ def test_without_a_model(site, tmp_path):
     try:
         page.open(folder / "audio" / "anna.flac", "problem")
         assert page.find("#problem-title").text == "The model cannot be loaded"
-        assert page.find("#problem-command").text == "csc-hf export csc-small --out examples/browser/model"
+        assert page.find("#problem-command").text == "csc-hf export model_cards/csc-small --out examples/browser/model"
         page.look("no_model")
     finally:
         page.driver.quit()

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import soundfile
 import torch
 
 from csc_hf import (
@@ -19,7 +20,10 @@ from csc_hf import (
     CSCForXVector,
     CSCModel,
 )
-from csc_hf.export import DESCRIPTION, TOLERANCE, export_onnx, export_torch
+from csc_hf.export import DESCRIPTION, PARTS, TOLERANCE, export_onnx, export_torch
+
+ROOT = Path(__file__).resolve().parents[1]
+VOICES = ("anna", "ben", "meeting", "conversation")
 
 # (batch, samples) and the length of the last recording: shorter than a frame, than a segment; several segments.
 SHAPES = [((1, 100), 100), ((1, 3000), 3000), ((2, 16_384), 5_000), ((1, 40_000), 40_000), ((3, 23_456), 1)]
@@ -174,6 +178,35 @@ def test_onnx_of_all_parts(name, tmp_path):
     assert nodes.count("MatMulInteger") + nodes.count("DynamicQuantizeMatMul") >= 10
     if name == "small":  # in a tiny model, what quantisation adds outweighs what it saves
         assert files["separation.int8"].stat().st_size < files["separation"].stat().st_size
+
+
+@pytest.mark.release
+@pytest.mark.timeout(1500)
+def test_the_released_model(tmp_path):
+    """Trained weights, speech, all parts: of every length, and in batches with padding."""
+    model = CSCForPreTraining.from_pretrained(ROOT / "model_cards" / "csc-small").eval()
+    files = export_onnx(model, tmp_path, int8=True)
+    assert files.keys() == {f"{part}{bits}" for part in PARTS for bits in ("", ".int8")}
+    speech = [soundfile.read(ROOT / "examples" / "audio" / f"{name}.flac", dtype="float32")[0] for name in VOICES]
+    talk = speech[-1][20_000:]  # before that, every sample is zero
+    batches = [[talk[:length]] for length in (400, 3000, 16_385, 64_000, 400_000)]
+    batches += [[speech[0], speech[1][:10_000], 30 * speech[2]], [1e-4 * speech[0][:40_000], speech[2][20_000:20_100]]]
+    for waveforms in batches:
+        input_values = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
+        attention_mask = torch.zeros(input_values.shape, dtype=torch.long)
+        for row, waveform in enumerate(waveforms):
+            attention_mask[row, : len(waveform)] = 1
+        with torch.no_grad():
+            expected = model.base_model(input_values, attention_mask)
+        for part in ("embedding", "separation", "activity"):
+            check_parity(run_onnx(files[part], input_values, attention_mask), expected)
+            rough = run_onnx(files[f"{part}.int8"], input_values, attention_mask)
+            assert np.abs(rough["source_activity"] - expected.source_activity.numpy()).max() < 0.5
+            if part != "activity":
+                assert (rough["source_embeddings"] * expected.source_embeddings.numpy()).sum(-1).min() > 0.99
+        query, memory = expected.source_embeddings.flatten(0, 1), expected.source_hidden_states.flatten(0, 2)
+        answer = {"global_speaker_vectors": model.aggregate(query, memory[None])}
+        check_parity(run_onnx(files["scorer"], query, memory), answer)
 
 
 @pytest.mark.release

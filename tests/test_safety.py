@@ -9,7 +9,8 @@ from test_dependencies import PROJECT, requirement_name
 
 from csc_hf import audio
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "safety.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "safety.md").read_text(encoding="utf-8")
 LICENCES = dict(re.findall(r"\| ([\w.-]+) \| ([^|]+?) (?=\|)", PAGE[PAGE.index("## Licences") :]))
 FAMILIES = ("Apache", "BSD", "ISC", "LGPL", "MIT", "MPL", "PSF")
 ALIASES = {
@@ -60,5 +61,9 @@ def test_the_bounds_are_those_of_the_code():
         "| 16 |",
         "| 2³⁰ (4 GB) |",
         "| 2²⁰ (4 MB) |",
+        "| 500 MB |",
+        "| 20 minutes |",
     )
     assert all(row in PAGE for row in rows)
+    in_browser = (ROOT / "examples" / "browser" / "app.js").read_text(encoding="utf-8")
+    assert "const MAX_BYTES = 500e6;" in in_browser and "const MAX_SECONDS = 20 * 60;" in in_browser

@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser, needs_model: bool = True) -> No
         nargs="+" if needs_model else "*",
         metavar="MODEL",
         help=f"{', '.join(EMBEDDERS)}; or a saved model by its folder or its name on the Hub: a CSC model, any model "
-        "with an x-vector head, a local folder of SpeechBrain's",
+        "with an x-vector head, a local folder of SpeechBrain's; or an exported CSC model by its file, such as "
+        "separation.int8.onnx",
     )
     add("--data", help="labelled speech: folder, glob pattern of Parquet or tar files, or name on the Hub")
     add("--split", default="test", help="split of every data set here; files are one split, whatever its name")

@@ -119,12 +119,54 @@ class CSCEmbedder:
 
     def _run(self, model: Any, waveforms: list[np.ndarray]):
         device = next(model.parameters()).device
-        lengths = torch.tensor([len(waveform) for waveform in waveforms])
-        input_values = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(waveform) for waveform in waveforms], batch_first=True
-        )
-        attention_mask = (torch.arange(input_values.shape[1]) < lengths[:, None]).long()
-        return model(input_values=input_values.to(device), attention_mask=attention_mask.to(device))
+        return model(**{name: tensor.to(device) for name, tensor in _padded(waveforms).items()})
+
+
+class ExportedEmbedder:
+    """A CSC model as it is deployed: a file of `csc_hf.export`, run by ONNX Runtime on the CPU.
+
+    Args:
+        file: `embedding.onnx`, `separation.onnx`, `separation.int8.onnx`, ...
+        batch_size: Waveforms a run. They are batched by length and padded, which changes no embedding.
+
+    Raises:
+        ImportError: ONNX Runtime is missing.
+        OSError: The file cannot be read.
+        ValueError: The file gives no embedding.
+    """
+
+    remedy: ClassVar[str] = "pip install 'csc-hf[export]'"
+
+    def __init__(self, file: str | os.PathLike, batch_size: int = 16):
+        package = _import("onnxruntime", self.remedy)
+        content = Path(file).read_bytes()
+        options = package.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = package.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.batch_size = _check_batch_size(batch_size)
+        outputs = {output.name for output in self.session.get_outputs()}
+        self.names = [name for name in ("embeddings", *SLOT_OUTPUTS) if name in outputs]
+        if not {"embeddings", "source_embeddings"} & outputs:
+            raise ValueError(
+                f"{os.fspath(file)!r} gives {', '.join(sorted(outputs))}, and no speaker embedding: choose "
+                "embedding.onnx or separation.onnx"
+            )
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray | Slots:
+        found: dict[str, dict[int, np.ndarray]] = {name: {} for name in self.names}
+        for numbers in _batches(waveforms, self.batch_size):
+            inputs = {n: tensor.numpy() for n, tensor in _padded([waveforms[number] for number in numbers]).items()}
+            for name, rows in zip(self.names, self.session.run(self.names, inputs), strict=True):
+                found[name] |= zip(numbers, rows, strict=True)
+        ordered = {name: [rows[number] for number in range(len(waveforms))] for name, rows in found.items()}
+        if "embeddings" in ordered:
+            return np.stack(ordered["embeddings"])
+        sources = ordered.get("sources")
+        if sources is not None:
+            sources = [of_one[:, : len(waveform)] for of_one, waveform in zip(sources, waveforms, strict=True)]
+        return Slots(np.stack(ordered["source_embeddings"]), np.stack(ordered["source_activity"]), sources)
 
 
 class XVectorEmbedder:
@@ -264,15 +306,18 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
 
     Args:
         spec: A name in `EMBEDDERS`; or a saved model, by its folder or its name on the Hub: a CSC model (any head but
-            `CSCForXVector` gives its slots), a model with an x-vector head, a local folder of SpeechBrain's.
+            `CSCForXVector` gives its slots), a model with an x-vector head, a local folder of SpeechBrain's; or an
+            exported CSC model, by its file (`separation.int8.onnx`).
         batch_size: Waveforms a forward pass of a saved model.
 
     Raises:
         ImportError: A package is missing.
-        ValueError: The saved model has no speaker embedding.
+        ValueError: The model has no speaker embedding.
     """
     if spec in EMBEDDERS:
         return EMBEDDERS[spec]()
+    if spec.endswith(".onnx"):
+        return ExportedEmbedder(spec, batch_size)
     if os.path.isfile(os.path.join(spec, "hyperparams.yaml")):
         return SpeechBrainEmbedder(spec)
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioXVector
@@ -297,6 +342,9 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
+SLOT_OUTPUTS = ("source_embeddings", "source_activity", "sources")
+"""Of an exported model, what `Slots` holds."""
+
 WINDOW = 400
 """Samples of a window of MFCCs and filterbanks, 25 ms."""
 
@@ -304,6 +352,14 @@ WINDOW = 400
 def _fill_window(waveform: torch.Tensor) -> torch.Tensor:
     """A waveform (samples,) with zeros behind it if it is shorter than a window."""
     return torch.nn.functional.pad(waveform, (0, max(0, WINDOW - len(waveform))))
+
+
+def _padded(waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """The inputs of a CSC model, with zeros behind the shorter waveforms."""
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    input_values = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
+    attention_mask = (torch.arange(input_values.shape[1]) < lengths[:, None]).long()
+    return {"input_values": input_values, "attention_mask": attention_mask}
 
 
 def _device() -> str:

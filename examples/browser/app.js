@@ -5,12 +5,14 @@ const SAMPLING_RATE = 16000;
 const MAX_SECONDS = 20 * 60;
 const MAX_BYTES = 500e6;
 const SPEAKING = 0.5; // probability above which a voice counts as speaking
+const SHORTEST_PAUSE = 0.25; // seconds: shorter ones, as between words, are part of a turn
+const SHORTEST_TURN = 0.1;
 const COLOURS = ["#39c2ff", "#ffb020", "#ff6fb1", "#7fe08a", "#b79bff"];
 
 const element = (id) => document.getElementById(id);
 const player = createPlayer();
 let worker = startWorker();
-let shown = null; // {name, waveform, duration, voices: [{name, colour, waveform, frames}], picture}
+let shown = null; // {name, waveform, duration, voices: [{name, colour, waveform, turns}], picture}
 
 // --- states: start, working, problem, result ---------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ function startWorker() {
         resolve(data.description);
       } else if (data.type === "no-model") {
         element("model").textContent = "There is no model yet.";
-        reject(hinted(data.text, "csc-hf export csc-small --out examples/browser/model"));
+        reject(hinted(data.text, "csc-hf export model_cards/csc-small --out examples/browser/model"));
       }
     });
     started.addEventListener("error", () => {
@@ -132,13 +134,15 @@ function present(name, waveform, { sources, frames, activity }) {
     name: `Talker ${index + 1}`,
     colour: COLOURS[index % COLOURS.length],
     waveform: sources[slot],
-    frames: frames[slot],
+    turns: turns(frames[slot], duration),
   }));
   shown = { name, duration, voices, picture: spectrogram(waveform) };
 
   const count = ["Nobody speaks here", "One talker", "Two talkers", "Three talkers"][voices.length] ?? `${voices.length} talkers`;
   element("found").textContent = count;
   element("name").textContent = `${name}, ${clock(duration)}`;
+  const full = voices.length === sources.length;
+  element("room").textContent = full ? `The model tells ${sources.length} voices apart. If more people speak, they share these.` : "";
   player.load([waveform, ...voices.map((voice) => voice.waveform)]);
   listVoices([{ name: "Everything", colour: "var(--faint)", waveform }, ...voices], name);
   show("result");
@@ -156,9 +160,9 @@ function listVoices(voices, name) {
       dot.style.background = voice.colour;
       const who = Object.assign(document.createElement("span"), { className: "who", textContent: voice.name });
       row.append(choice, dot, who);
-      if (voice.frames) {
-        const spoken = voice.frames.filter((probability) => probability > SPEAKING).length / voice.frames.length;
-        const text = `speaks ${(spoken * shown.duration).toFixed(1)} s`;
+      if (voice.turns) {
+        const spoken = voice.turns.reduce((total, [from, to]) => total + to - from, 0);
+        const text = `speaks ${spoken.toFixed(1)} s`;
         row.append(Object.assign(document.createElement("span"), { className: "small", textContent: text }));
         const link = Object.assign(document.createElement("a"), { className: "button", textContent: "Save WAV" });
         link.href = URL.createObjectURL(wav(voice.waveform));
@@ -198,9 +202,9 @@ function draw() {
     pen.fillStyle = "#ffffff1c";
     pen.fillRect(0, middle - 7, width, 14);
     pen.fillStyle = voice.colour;
-    for (const [from, to] of turns(voice.frames)) {
+    for (const [from, to] of voice.turns) {
       pen.beginPath();
-      pen.roundRect(from * width, middle - 7, Math.max((to - from) * width, 2), 14, 4);
+      pen.roundRect((from / shown.duration) * width, middle - 7, Math.max(((to - from) / shown.duration) * width, 2), 14, 4);
       pen.fill();
     }
     // Its number, on a plate at the left.
@@ -235,15 +239,17 @@ function draw() {
   canvas.setAttribute("aria-valuenow", player.position().toFixed(1));
 }
 
-/** From and to, as shares of the recording, wherever a voice speaks. */
-function turns(frames) {
+/** From and to, in seconds, wherever a voice speaks. */
+function turns(frames, duration) {
+  const seconds = duration / frames.length;
   const found = [];
   frames.forEach((probability, frame) => {
     if (probability <= SPEAKING) return;
-    if (frame > 0 && frames[frame - 1] > SPEAKING) found.at(-1)[1] = (frame + 1) / frames.length;
-    else found.push([frame / frames.length, (frame + 1) / frames.length]);
+    const [from, to] = [frame * seconds, (frame + 1) * seconds];
+    if (found.length && from - found.at(-1)[1] < SHORTEST_PAUSE) found.at(-1)[1] = to;
+    else found.push([from, to]);
   });
-  return found;
+  return found.filter(([from, to]) => to - from >= SHORTEST_TURN);
 }
 
 /** A canvas with the magnitudes in dB, low frequencies at the bottom. */

@@ -27,6 +27,7 @@ from csc_hf.data.utterances import stream_utterances
 from csc_hf.evaluation.embedders import (
     EMBEDDERS,
     CSCEmbedder,
+    ExportedEmbedder,
     MFCCEmbedder,
     Slots,
     XVectorEmbedder,
@@ -35,6 +36,7 @@ from csc_hf.evaluation.embedders import (
 from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trials import build_trials
 from csc_hf.evaluation.verification import measure
+from csc_hf.export import export_onnx
 
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7)
 
@@ -171,6 +173,46 @@ def test_saved_models_are_loaded_as_what_they_are(wavlm, csc, tmp_path):
             expected = XVectorEmbedder(loaded, feature_extractor)(audio)
         np.testing.assert_allclose(embeddings, expected, atol=1e-5)
     assert isinstance(load_embedder("mfcc"), MFCCEmbedder)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("part", ["embedding", "separation"])
+def test_an_exported_model_gives_what_the_model_gives(csc, part, tmp_path):
+    files = export_onnx(csc, tmp_path, [part], int8=True)
+    audio = waveforms(9000, 16000, 400, 12000)
+    exact, rough = (load_embedder(str(files[name]), batch_size=2) for name in (part, f"{part}.int8"))
+    found, expected = exact(audio), CSCEmbedder(csc)(audio)
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-4)
+    np.testing.assert_allclose(found.activity, expected.activity, atol=1e-4)
+    if part == "embedding":
+        assert found.sources is None
+    else:
+        for one, other in zip(found.sources, expected.sources, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+    assert rough(audio).embeddings.shape == found.embeddings.shape
+    assert rough.fingerprint != exact.fingerprint == ExportedEmbedder(files[part]).fingerprint
+
+
+@pytest.mark.release
+def test_an_exported_x_vector_has_no_slots(tmp_path):
+    model = CSCForXVector(CSCConfig.tiny(front_end="stft"))
+    files = export_onnx(model, tmp_path)
+    found = ExportedEmbedder(files["embedding"])(waveforms(9000, 12000))
+    expected = XVectorEmbedder(model.eval(), CSCFeatureExtractor())(waveforms(9000, 12000))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_an_exported_part_without_an_embedding_is_refused(tmp_path, monkeypatch):
+    files = export_onnx(CSCForPreTraining(CSCConfig.tiny()), tmp_path, ["scorer"])
+    with pytest.raises(
+        ValueError, match="gives global_speaker_vectors, and no speaker embedding: choose embedding.onnx"
+    ):
+        load_embedder(str(files["scorer"]))
+    with pytest.raises(FileNotFoundError, match="nowhere.onnx"):
+        load_embedder(str(tmp_path / "nowhere.onnx"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"onnxruntime cannot be imported .* pip install 'csc-hf\[export\]'"):
+        load_embedder(str(files["scorer"]))
 
 
 def test_what_cannot_be_an_embedder_is_named(csc, wavlm, tmp_path):

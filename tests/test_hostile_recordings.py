@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Recordings that nobody plans for: who speaks when, and one voice, from files and live, by a model that hears well."""
+"""Recordings that nobody plans for: who speaks when, and one voice, of a file and live, by a model that hears well."""
 
 import numpy as np
 import pytest

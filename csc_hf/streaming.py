@@ -262,7 +262,7 @@ def speech_gain(activity: np.ndarray, stride: int, num_samples: int) -> np.ndarr
 
 FALSE_ACCEPT_COST = 6.0
 """What it costs to let another voice through, relative to silencing the enrolled speaker. With it, csc-small is silent
-for nine of ten absent people, among those on whom it was calibrated."""
+for nine of ten absent people, among those on whom this was chosen."""
 
 
 def speaker_threshold(model: CSCPreTrainedModel, condition: str | None = None) -> float:

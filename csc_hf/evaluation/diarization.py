@@ -169,7 +169,9 @@ def summarise_by_condition(
     for number, recording in enumerate(recordings):
         for condition in conditions_of(recording):
             members.setdefault(condition, []).append(number)
-    ordered = sorted(members, key=lambda name: (name != "all", not name[0].isdigit(), "≥" in name, name))
+    ordered = sorted(
+        members, key=lambda name: (name != "all", not name[0].isdigit(), "≥" in name, "<" not in name, name)
+    )
     return {
         name: {
             condition: summarise([of_diarizer[number] for number in members[condition]], num_resamples)

@@ -64,7 +64,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--fit_on", help="speech of other people, given as --data is, to learn the settings of each CSC model on")
     add("--store_settings", action="store_true", help="store them in the config.json of each model, in a local folder")
-    add("--latency", type=float, help="measure each CSC model live as well, with so many seconds of latency")
+    add(
+        "--latency",
+        type=float,
+        nargs="+",
+        default=[],
+        help="measure each CSC model live as well, with each of these latencies, in seconds",
+    )
     add("--num_resamples", type=int, default=1000, help="draws of the conversations for intervals; 0: none")
     add("--output_dir", type=Path, help="folder for results.json")
     args = parser.parse_args(argv)
@@ -130,8 +136,8 @@ def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diari
                 settings.store(config)
                 config.save_pretrained(name)
         diarizers[name] = CSCDiarizer(model, settings)
-        if args.latency is not None:
-            diarizers[f"{name} live"] = live_diarizer(model, args.latency, settings)
+        for latency in args.latency:
+            diarizers[f"{name} live, {latency:g} s"] = live_diarizer(model, latency, settings)
     return diarizers
 
 

@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--id_column_name", default="id")
     add("--seconds", type=float, default=5.0, help="length of a recording, that of the enrolment included")
     add("--max_speakers", type=int, help="most people")
-    add("--threshold", type=float, help="lowest cosine that is accepted; by default that of the model's calibration")
+    add("--threshold", type=float, help="lowest cosine that is accepted; by default, by the calibration")
     add("--latency", type=float, help="extract live, with so many seconds of latency, instead of from the whole file")
     add("--seed", type=int, default=0)
     add("--num_resamples", type=int, default=1000, help="draws of the people for intervals; 0: none")

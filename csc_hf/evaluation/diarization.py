@@ -169,7 +169,9 @@ def summarise_by_condition(
     for number, recording in enumerate(recordings):
         for condition in conditions_of(recording):
             members.setdefault(condition, []).append(number)
-    ordered = sorted(members, key=lambda name: (name != "all", not name[0].isdigit(), "≥" in name, name))
+    ordered = sorted(
+        members, key=lambda name: (name != "all", not name[0].isdigit(), "≥" in name, "<" not in name, name)
+    )
     return {
         name: {
             condition: summarise([of_diarizer[number] for number in members[condition]], num_resamples)
@@ -184,13 +186,14 @@ def format_report(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for condition in next(iter(results.values())):
         number = next(iter(results.values()))[condition]["recordings"]
-        rows = [["", "DER", "missed", "false alarm", "confusion", "JER", "count right", "count off by"]]
+        rows = [["", "DER", "missed", "false alarm", "confusion", "JER", "count right", "count off by", "× real time"]]
         for name, of_diarizer in results.items():
             of = of_diarizer[condition]
             low, high = of.get("der_interval", (None, None))
             der = f"{100 * of['der']:.1f}" + ("" if low is None else f" ({100 * low:.1f}-{100 * high:.1f})")
             parts = [f"{100 * of[part]:.1f}" for part in ("missed", "false_alarm", "confusion", "jer")]
-            rows.append([name, der, *parts, f"{100 * of['count_right']:.0f}", f"{of['count_error']:.2f}"])
+            count = [f"{100 * of['count_right']:.0f}", f"{of['count_error']:.2f}"]
+            rows.append([name, der, *parts, *count, f"{of['times_real_time']:.0f}"])
         lines += [f"{condition}, {number} recordings", _table(rows), ""]
     return "\n".join(lines)
 

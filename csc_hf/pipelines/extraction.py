@@ -21,8 +21,8 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         model: A CSC model that separates. By name, a [`CSCForSpeechSeparation`] is loaded.
         enrolment (*optional*): Recording of that person, or a list of several. A few seconds of speech will do. They
             can be enrolled later, by `enrol`, as well.
-        threshold (`float`, *optional*): Lowest cosine at which a voice is taken for theirs. By default, that of the
-            model's calibration.
+        threshold (`float`, *optional*): Lowest cosine at which a voice is taken for theirs. By default, by the model's
+            calibration ([`~csc_hf.streaming.speaker_threshold`]).
         condition (`str`, *optional*): Condition whose calibration is used, if several are stored.
 
     `threshold` and `condition` can also be given in each call. With `batch_size`, recordings of a list, generator or

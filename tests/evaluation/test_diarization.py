@@ -152,6 +152,14 @@ def test_diarizers_are_compared_by_condition():
     assert "2 speakers, 1 recordings" in report and report.count("one  ") == 3
 
 
+def test_conditions_are_in_order():
+    references = [TURNS, TURNS[:1], [(0, 4, "a"), (0, 4, "b")], [(0, 4, "a"), (4, 8, "b"), (8, 9, "c")]]
+    recordings = [recording(turns) for turns in references]
+    results = summarise_by_condition(recordings, {"right": [errors_of(turns, turns) for turns in references]}, 0)
+    talkers = ["1 speakers", "2 speakers", "3 speakers"]
+    assert list(results["right"]) == ["all", *talkers, "overlap < 5 %", "overlap 5 % to 20 %", "overlap ≥ 20 %"]
+
+
 def test_frame_errors_are_those_of_the_best_pairs():
     reference = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 0]], bool)
     assert frame_errors(reference, reference[::-1]) == 0
@@ -188,6 +196,7 @@ def test_script(tmp_path, capsys):
     options = [str(tmp_path / "model"), "one-speaker", "--data", str(tmp_path / "speech" / "*.parquet")]
     options += ["--talkers", "2", "--overlaps", "0", "--conversations", "1", "--seconds", "5", "--num_resamples", "5"]
     options += ["--fit_on", str(tmp_path / "speech" / "*.parquet"), "--store_settings", "--output_dir", str(tmp_path)]
+    options += ["--latency", "1", "2"]
     script = load_script()
     with pytest.raises(SystemExit):
         script.main(options)  # one-speaker is no folder
@@ -195,7 +204,7 @@ def test_script(tmp_path, capsys):
     script.main(options)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["recordings"][0]["name"] == "talkers2-overlap0-0"
-    assert set(results["results"]) == {str(tmp_path / "model")}
+    assert set(results["results"]) == {f"{tmp_path}/model{live}" for live in ("", " live, 1 s", " live, 2 s")}
     assert "all, 1 recordings" in capsys.readouterr().out
     stored = DiarizationSettings.load(CSCModel.from_pretrained(tmp_path / "model"))
     assert stored.conversations_sha256 == results["conversations_sha256"]

@@ -1,0 +1,170 @@
+# Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+"""Recordings that nobody plans for: who speaks when, and one voice, of a file and live, by a model that hears well."""
+
+import numpy as np
+import pytest
+import soundfile
+from tone_talkers import RATE, ToneModel, talk, voice
+from transformers import pipeline
+
+import csc_hf.extraction
+from csc_hf.audio import read_blocks
+from csc_hf.diarization import DiarizationSettings
+from csc_hf.enrolment import enrol
+from csc_hf.evaluation.metrics import si_sdr
+from csc_hf.streaming import LiveDiarizer, LiveExtractor, join_turns
+
+ENROLLED = 1
+"""The talker whose voice is extracted."""
+
+
+def model(model_class: type[ToneModel] = ToneModel) -> ToneModel:
+    made = model_class()
+    DiarizationSettings(chunk_seconds=5.0, overlap_seconds=2.5).store(made)
+    return made
+
+
+def diarize(recording, hearing: ToneModel) -> list[tuple[float, float, str]]:
+    found = pipeline("speaker-diarization", model=hearing)(recording)
+    assert found["num_speakers"] == len(found["embeddings"]) == len({turn["speaker"] for turn in found["turns"]})
+    return [(turn["start"], turn["end"], turn["speaker"]) for turn in found["turns"]]
+
+
+def diarize_live(recording, hearing: ToneModel) -> list[tuple[float, float, str]]:
+    live = LiveDiarizer(hearing)
+    pieces = [piece for block in blocks_of(recording) for piece in live.push(block)] + live.finish()
+    return [(turn.start, turn.end, turn.speaker) for turn in join_turns(pieces)]
+
+
+def extract(recording, hearing: ToneModel) -> np.ndarray:
+    only = pipeline("target-speaker-extraction", model=hearing, threshold=0.5)
+    only.enrolled = enrol(model(), [talk((ENROLLED, 0, 2), seconds=2)])
+    found = only(recording)
+    assert found["present"] == bool(found["source"].any())
+    return found["source"]
+
+
+def extract_by_blocks(recording, hearing: ToneModel) -> np.ndarray:
+    return csc_hf.extraction.extract(hearing, recording, voice(ENROLLED), threshold=0.5).source
+
+
+def extract_live(recording, hearing: ToneModel) -> np.ndarray:
+    live = LiveExtractor(hearing, voice(ENROLLED), threshold=0.5)
+    return np.concatenate([live.push(block) for block in blocks_of(recording)] + [live.finish()])
+
+
+def blocks_of(recording):
+    if isinstance(recording, np.ndarray):
+        return np.split(recording, range(3 * RATE, len(recording), 3 * RATE))
+    return read_blocks(recording)
+
+
+WHO = pytest.mark.parametrize("who", [diarize, diarize_live])
+VOICE = pytest.mark.parametrize("one_voice", [extract, extract_by_blocks, extract_live])
+ALL = pytest.mark.parametrize("function", [diarize, diarize_live, extract, extract_by_blocks, extract_live])
+
+
+@WHO
+def test_one_sample_holds_at_most_one_turn(who):
+    turns = who(np.full(1, 0.1, np.float32), model())
+    assert len(turns) <= 1 and all(0 <= start < end <= 1 / RATE for start, end, _ in turns)
+
+
+@VOICE
+def test_the_voice_in_one_sample_is_one_sample(one_voice):
+    source = one_voice(np.full(1, 0.1, np.float32), model())
+    assert source.shape == (1,) and abs(source[0]) <= 0.1 + 1e-6
+
+
+@pytest.mark.release
+@ALL
+def test_an_hour_of_silence(function):
+    hearing = model()
+    found = function(np.zeros(3600 * RATE, np.float32), hearing)
+    assert not np.any(found)
+    assert len(found) == (3600 * RATE if isinstance(found, np.ndarray) else 0)
+    assert hearing.lengths == [], "the model is not asked"
+
+
+@WHO
+def test_one_talker(who):
+    turns = who(talk((0, 1, 4), (0, 5, 12), seconds=13), model())
+    np.testing.assert_allclose([times[:2] for times in turns], [(1, 4), (5, 12)], atol=0.05)
+    assert {name for *_, name in turns} == {"speaker_1"}
+
+
+@VOICE
+@pytest.mark.parametrize("talker", [ENROLLED, 0])
+def test_one_talker_is_let_through_or_not(one_voice, talker):
+    recording = talk((talker, 1, 4), (talker, 5, 12), seconds=13)
+    source = one_voice(recording, model())
+    assert len(source) == len(recording)
+    if talker == ENROLLED:
+        assert si_sdr(source, recording) > 20
+    else:
+        assert not source.any()
+
+
+@WHO
+def test_six_at_once(who):
+    """The model hears two of them in a window, others in the next: no more are named, and only while they speak."""
+    turns = who(talk(*((talker, 1, 11) for talker in range(6)), seconds=12), model())
+    assert 1 <= len({name for *_, name in turns}) <= 6
+    assert min(start for start, *_ in turns) == pytest.approx(1, abs=0.05)
+    assert max(end for _, end, _ in turns) == pytest.approx(11, abs=0.05)
+    for moment in np.arange(0.0, 12.0, 0.25):
+        assert sum(start <= moment < end for start, end, _ in turns) <= 4
+
+
+@VOICE
+@pytest.mark.parametrize("first", [0, 2])
+def test_one_voice_of_six(one_voice, first):
+    """It is what the model makes of it, never louder than the recording; of six others, nothing."""
+    recording = talk(*((talker, 0, 10) for talker in range(first, first + 6)), seconds=10)
+    source = one_voice(recording, model())
+    assert len(source) == len(recording) and np.abs(source).max() <= 1
+    if first > ENROLLED:
+        assert not source.any()
+    else:
+        heard = talk((ENROLLED, 0, 10), seconds=10) * (source != 0)
+        assert source.any() and si_sdr(source, heard) > 10
+
+
+@ALL
+@pytest.mark.parametrize("as_file", [False, True])
+def test_nan_in_the_middle_is_named(function, as_file, tmp_path):
+    recording = talk((0, 0, 6), (ENROLLED, 4, 12), seconds=12)
+    recording[100_000] = np.nan
+    soundfile.write(tmp_path / "broken.wav", recording, RATE, "FLOAT")
+    message = "broken.wav' holds NaN" if as_file else r"sample 100000.* is nan|holds NaN"
+    with pytest.raises(ValueError, match=message):
+        function(str(tmp_path / "broken.wav") if as_file else recording, model())
+
+
+def changes(path, recording: np.ndarray) -> type[ToneModel]:
+    """A model at whose first look the file becomes another."""
+
+    class Changes(ToneModel):
+        def forward(self, **inputs):
+            if not self.lengths:
+                soundfile.write(path, recording, RATE)
+            return super().forward(**inputs)
+
+    return Changes
+
+
+@ALL
+def test_a_file_that_grows_is_read_as_it_was(function, tmp_path, monkeypatch):
+    path = tmp_path / "growing.wav"
+    long = talk((0, 0.5, 6), (ENROLLED, 5, 12), (0, 13, 35), seconds=36)
+    short = long[: 14 * RATE]
+    expected = function(short, model())
+    soundfile.write(path, short, RATE)
+    monkeypatch.setattr("csc_hf.audio.BLOCK_SAMPLES", 4 * RATE)
+    found = function(str(path), model(changes(path, long)))
+    assert soundfile.info(path).frames == len(long), "it has grown"
+    assert len(found) == len(expected)
+    if isinstance(expected, np.ndarray):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    else:
+        assert found == expected

@@ -88,6 +88,8 @@ def place(tmp_path_factory) -> Path:
         "heldout": test,
         "held_out": test,
         "noise": dev,
+        "recordings": train,
+        "labelled": train,
         "path/to/train": train,
         "path/to/other_speakers": test,
     }.items():

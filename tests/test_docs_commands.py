@@ -95,6 +95,7 @@ def place(tmp_path_factory) -> Path:
     }.items():
         (folder / name).mkdir(parents=True)
         table = table.append_column("emotion", pc.utf8_slice_codeunits(table["speaker_id"], -1))
+        table = table.append_column("source", pa.array(["studio"] * len(table)))
         pq.write_table(table, folder / name / "train-00000-of-00001.parquet")
     torch.manual_seed(0)
     model = CSCForPreTraining(CSCConfig.tiny(front_end="stft", frame_activity=True))

@@ -3,7 +3,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def print_row(*cells: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
+
+
+def counted(things: Sized, what: str) -> str:
+    """Such as "1 voice" or "2 voices"."""
+    return f"{len(things)} {what}{'s' * (len(things) != 1)}"
 
 
 def yes_no(decision: bool | None) -> str | None:

@@ -240,7 +240,10 @@ ERRORS = {
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
     "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
-    "no samples": ("extract none.wav --enrol a.wav --out x.wav --threshold 0", "'none.wav': the recording holds no samp"),
+    "no samples": (
+        "extract none.wav --enrol a.wav --out x.wav --threshold 0",
+        "'none.wav': the recording holds no samp",
+    ),
     "no card": ("card", "has no card"),
     "no results": ("card --results broken.wav", "'broken.wav' is no results.json"),
     "no model": ("embed a.wav --model ./no", "no folder './no' of a model"),

@@ -129,7 +129,7 @@ def recognise(pairs: list[dict]) -> dict[str, str]:
     return names
 
 
-def likest(name: str, pairs: list[dict]) -> str:
+def most_like(name: str, pairs: list[dict]) -> str:
     """The talker who an enrolled voice is; if it is none, the one that it is most like."""
     talkers = [talker for talker, who in recognise(pairs).items() if who == name]
     return [*talkers, *(pair["talker"] for pair in pairs if pair["speaker"] == name)][0]
@@ -170,7 +170,7 @@ def in_words(llr: float) -> str:
 def verdict(name: str, pairs: list[dict]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
     own = [pair for pair in pairs if pair["speaker"] == name]
-    talker = likest(name, pairs)
+    talker = most_like(name, pairs)
     who = recognise(pairs).get(talker)
     heading = f"{plain(name)} is {talker.lower()}"
     if not own[0]["decision"]:
@@ -206,7 +206,7 @@ def show_voices(visit: Visit | None) -> None:
         pairs = compare(visit)
         for name in visit.voices:
             gr.Markdown(verdict(name, pairs))
-            talker = likest(name, pairs)
+            talker = most_like(name, pairs)
             colour = COLOURS[list(visit.talkers).index(talker)]
             figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
             start, axes = visit.voices[name][: 10 * SAMPLING_RATE], figure.subplots()
@@ -236,10 +236,13 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=300):
                 name = gr.Textbox(label="Name", max_length=30)
-                voice = gr.Audio(label="This person alone, a few seconds", **audio)
+                voice = gr.Audio(label="This person alone", **audio)
                 files = [[name, f"{HERE}/audio/{name.lower()}.flac"] for name in ("Anna", "Ben")]
                 gr.Examples(files, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
-                gr.Markdown("A voice identifies a person: have their consent. It is forgotten after your visit.")
+                gr.Markdown(
+                    "A few seconds are enough. A voice identifies a person: have their consent. "
+                    "It is forgotten after your visit."
+                )
                 with gr.Row():
                     enrolling = gr.Button("Enrol the voice", variant="primary")
                     forgetting = gr.Button("Forget all voices")

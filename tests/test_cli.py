@@ -812,5 +812,12 @@ def test_a_table_on_a_terminal(monkeypatch):
     with Table("file", "score") as table:
         table.add("[red]a.wav", 0.123)
         table.add("b.wav", None)
-    lines = [re.sub(r"\x1b\[\d+m", "", line).split() for line in sys.stdout.getvalue().splitlines()]
-    assert lines == [["file", "score"], ["[red]a.wav", "0.12"], ["b.wav", "-"]]
+        table.add("c.wav", -10.0)
+    lines = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in sys.stdout.getvalue().splitlines()]
+    assert [line.split() for line in lines] == [
+        ["file", "score"],
+        ["[red]a.wav", "0.12"],
+        ["b.wav", "-"],
+        ["c.wav", "-10.00"],
+    ]
+    assert len({len(line) for line in lines}) == 1, "numbers end below each other"

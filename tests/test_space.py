@@ -40,9 +40,12 @@ FLAGS = (
     "--use-file-for-fake-audio-capture={microphone}"
 )
 
-# Runs before anything else in the server: writes down whom it connects to.
+# Runs before anything else in the server: writes down whom it connects to. Tests that run in the background of a shell
+# ignore Ctrl-C, and so would the server that they start.
 AUDIT = """
-import os, sys
+import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def audit(event, arguments):
     if event == "socket.getaddrinfo":

@@ -223,7 +223,7 @@ def _open_file(
         return _read_file(file, name), file.samplerate
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw files
         detail = getattr(error, "error_string", error)  # without the address of the bytes in memory
-        reason = f"cannot decode {name}: soundfile: {detail}"
+        reason = f"cannot decode {name}: soundfile: {str(detail).rstrip('.')}"
     if importlib.util.find_spec("torchcodec") is None:
         raise ValueError(f"{reason}; torchcodec: not installed, install it (with FFmpeg) for formats beyond soundfile")
     try:

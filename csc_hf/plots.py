@@ -21,6 +21,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MAX_HERTZ = 4000
 """Most of a voice is below."""
 
+MIN_ROWS = 4
+"""Rows of bars that there is room for at least: one row for one speaker would cover their spectrogram."""
+
 DYNAMIC_RANGE_DB = 50
 MAX_FRAMES = 4000
 """Columns of a picture at most. What lies between is averaged."""
@@ -63,9 +66,9 @@ def plot_diarization(
     axes = target
     _draw_spectrogram(axes, waveform, sampling_rate)
     names = list(diarization.embeddings)
+    height = MAX_HERTZ / 1000 / max(len(names), MIN_ROWS)
     for place, name in enumerate(names):
         spans = [(turn.start, turn.end - turn.start) for turn in diarization.turns if turn.speaker == name]
-        height = MAX_HERTZ / 1000 / len(names)
         bottom = MAX_HERTZ / 1000 - (place + 1) * height
         colour = COLOURS[place % len(COLOURS)]
         axes.broken_barh(spans, (bottom + 0.1 * height, 0.8 * height), color=colour, alpha=0.45, label=name)

@@ -134,7 +134,8 @@ def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diari
             if args.store_settings:
                 config = AutoConfig.from_pretrained(name)
                 settings.store(config)
-                config.save_pretrained(name)
+                # save_pretrained would copy code into the folder as well, over links to the very same files.
+                config.to_json_file(Path(name) / "config.json")
         diarizers[name] = CSCDiarizer(model, settings)
         for latency in args.latency:
             diarizers[f"{name} live, {latency:g} s"] = live_diarizer(model, latency, settings)

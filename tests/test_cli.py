@@ -197,6 +197,8 @@ def test_help_and_version():
     shown = run("--help").stdout
     assert all(f" {name} " in shown for name in COMMANDS)
     assert run("--version").stdout == f"csc-hf {__version__}\n"
+    result = run()
+    assert result.stdout == shown and result.stderr == ""
 
 
 ERRORS = {
@@ -238,6 +240,10 @@ ERRORS = {
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
     "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
+    "no samples": (
+        "extract none.wav --enrol a.wav --out x.wav --threshold 0",
+        "'none.wav': the recording holds no samp",
+    ),
     "no card": ("card", "has no card"),
     "no results": ("card --results broken.wav", "'broken.wav' is no results.json"),
     "no model": ("embed a.wav --model ./no", "no folder './no' of a model"),
@@ -251,6 +257,7 @@ def test_an_error_is_one_line(line, message, model, audio, monkeypatch):
     monkeypatch.chdir(audio)
     monkeypatch.setenv("CSC_HF_MODEL", model)
     Path("a.flac").write_bytes(encode(np.ones(100)))
+    soundfile.write("none.wav", np.zeros(0), RATE)
     Wav2Vec2Config().save_pretrained("other")
     CSCModel(CSCConfig.tiny()).save_pretrained("no_frames")
     before = sorted(audio.rglob("*"))
@@ -308,6 +315,16 @@ def test_default_model(model, tmp_path, monkeypatch):
 
 
 @posix
+@pytest.mark.release
+def test_a_hub_that_does_not_answer(tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        command("embed", ANNA, "--model", "someone/mine"), env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"csc-hf: cannot load a model from 'someone/mine': .*connect.*\n", done.stderr)
+
+
 def test_files_folders_patterns_and_letters(audio, monkeypatch):
     monkeypatch.chdir(audio)
     Path("deep/[1] x").mkdir(parents=True)
@@ -602,6 +619,8 @@ def test_diarize(model, meeting, audio):
     one = diarize(CSCForPreTraining.from_pretrained(model), meeting, num_speakers=1)
     assert target.read_text() == one.rttm("the_meeting") and labels.read_text() == one.audacity()
     assert [path.name for path in voices.iterdir()] == ["speaker_1.wav"]
+    nobody = run("diarize", audio / "silent.wav", "--rttm", "-", "--model", model)
+    assert nobody.stdout == "" and f"warning: {str(audio / 'silent.wav')!r}: nobody speaks there" in nobody.stderr
     several = [meeting, audio / "broken.wav", audio / "a.wav"]
     result = run("diarize", *several, "--rttm", target, "--voices", voices, "--model", model, status=2)
     assert "cannot decode" in error_of(result) and str(audio / "broken.wav") in result.stderr
@@ -685,8 +704,8 @@ def test_live_of_a_microphone(model, meeting, monkeypatch):
     silent = Microphone(samples)
     silent._blocks = None
     monkeypatch.setitem(sys.modules, "sounddevice", silent)
-    result = run("live", "--latency", "0.5", "--json", "--model", model, status=2)
-    assert "no microphone can be used (Error querying device -1)" in error_of(result)
+    result = run("live", "--latency", "0.5", "--model", model, status=2)
+    assert "no microphone can be used (Error querying device -1)" in error_of(result) and result.stdout == ""
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     result = run("live", "--latency", "0.5", "--json", "--model", model, status=2)
     assert "pip install 'csc-hf[live]', or pipe raw PCM into csc-hf live -" in error_of(result)
@@ -793,5 +812,12 @@ def test_a_table_on_a_terminal(monkeypatch):
     with Table("file", "score") as table:
         table.add("[red]a.wav", 0.123)
         table.add("b.wav", None)
-    lines = [re.sub(r"\x1b\[\d+m", "", line).split() for line in sys.stdout.getvalue().splitlines()]
-    assert lines == [["file", "score"], ["[red]a.wav", "0.12"], ["b.wav", "-"]]
+        table.add("c.wav", -10.0)
+    lines = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in sys.stdout.getvalue().splitlines()]
+    assert [line.split() for line in lines] == [
+        ["file", "score"],
+        ["[red]a.wav", "0.12"],
+        ["b.wav", "-"],
+        ["c.wav", "-10.00"],
+    ]
+    assert len({len(line) for line in lines}) == 1, "numbers end below each other"

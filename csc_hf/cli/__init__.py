@@ -22,7 +22,6 @@ from .voices import enrol, identify, verify
 app = typer.Typer(
     cls=Commands,
     name="csc-hf",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .errors import fail
 from .models import check_model, load_model
 from .options import Files, Json, Model
 from .output import Table, check_targets, print_json
@@ -106,6 +107,8 @@ def diarize(
                     give(rttm, result.rttm("_".join(recording.stem.split())))
                 if audacity is not None:
                     give(audacity, result.audacity())
+                if not result.turns:
+                    fail(f"warning: {recording.name!r}: nobody speaks there")
                 if as_json:
                     print_json({"file": recording.name, **result.to_dict()})
                 if table is not None:

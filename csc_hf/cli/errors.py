@@ -4,6 +4,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -50,10 +51,11 @@ def explain(error: Exception) -> str:
 class Commands(typer.core.TyperGroup):
     """The group of commands. Whatever happens, it ends with a line on standard error and an exit status."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         options["standalone_mode"] = False
+        args = sys.argv[1:] if args is None else args
         try:
-            status = super().main(*args, **options)
+            status = super().main(args or ["--help"], *more, **options)
             sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED

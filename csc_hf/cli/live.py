@@ -61,13 +61,12 @@ def live(
     network = load_model(name)
     enrolled = {} if store is None else load_voices(store, network, name)
     diarizer = LiveDiarizer(network, latency, enrolled, max_speakers=max_speakers)
-    tell: Callable[..., None] = print_pieces if as_json else Turns(diarizer)
-
     with contextlib.ExitStack() as stack:
         if source == STDIN:
             blocks = pcm_blocks(sys.stdin.buffer, rate, BLOCK_SECONDS)
         else:
             rate, blocks = stack.enter_context(microphone())
+        tell: Callable[..., None] = print_pieces if as_json else Turns(diarizer)
         with contextlib.suppress(KeyboardInterrupt):
             for block in resampled(blocks, rate, network.config.sampling_rate):
                 tell(diarizer.push(block))

@@ -46,8 +46,11 @@ class Warnings(logging.Handler):
 
 
 def keep_transformers_quiet() -> None:
-    """Its warnings and progress bars would stand between the lines of the command."""
+    """Its warnings and progress bars, and those of huggingface_hub, would stand between the lines of the command."""
+    from huggingface_hub.utils import logging as of_hub
     from transformers.utils import logging as of_transformers
+
+    of_hub.set_verbosity_error()
 
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()

@@ -2,8 +2,9 @@
 """What a command prints and where it writes."""
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ class Table:
             from rich.table import Table as RichTable
             from rich.text import Text
 
-            table = RichTable(*self._columns, box=None)
+            table = RichTable(box=None)
+            for name, *cells in zip(self._columns, *self._rows, strict=True):
+                are_numbers = all(re.fullmatch(r"-|-?\d+(\.\d+)?", cell) for cell in cells)
+                table.add_column(name, justify="right" if are_numbers else "left")
             for row in self._rows:
                 table.add_row(*map(Text, row))
             Console().print(table)
@@ -49,6 +53,11 @@ def print_row(*cells: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
+
+
+def counted(things: Sized, what: str) -> str:
+    """Such as "1 voice" or "2 voices"."""
+    return f"{len(things)} {what}{'s' * (len(things) != 1)}"
 
 
 def yes_no(decision: bool | None) -> str | None:

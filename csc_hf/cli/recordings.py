@@ -84,13 +84,16 @@ def opened(*arguments: Sequence[str]) -> Iterator[list[list[Recording]]]:
 
 @contextlib.contextmanager
 def by_name(*groups: Sequence[Recording]) -> Iterator[None]:
-    """Within, errors call recordings by their names."""
+    """Within, errors call recordings by their names. Where there is one recording, they always name it."""
     try:
         yield
     except ValueError as error:
         message = str(error)
-        for recording in (recording for group in groups for recording in group):
+        recordings = [recording for group in groups for recording in group]
+        for recording in recordings:
             message = recording.rename(message)
+        if len(recordings) == 1:
+            message = recordings[0].explain(error)
         raise ValueError(message) from error
 
 

@@ -114,16 +114,17 @@ def extract(
 
         lowest = threshold if threshold is not None else speaker_threshold(pipe.model, condition)
         folder = Path(tempfile.gettempdir()) if out == STDIN else Path(out).resolve().parent
-        files = [*mixes, *enrolments]
-        with by_name(mixes, enrolments), Progress("extracting", pipe.model, files, LATENCY_SECONDS / 2):
-            pipe.enrol([str(recording.path) for recording in enrolments])
-            voice, gain = write_voices(
-                lambda parts: extract_voice(
-                    pipe.model, mixes[0].path, pipe.enrolled.embedding, threshold=lowest, output_file=parts[0]
-                ),
-                [out],
-                folder,
-            )
+        with Progress("extracting", pipe.model, [*mixes, *enrolments], LATENCY_SECONDS / 2):
+            with by_name(enrolments):
+                pipe.enrol([str(recording.path) for recording in enrolments])
+            with by_name(mixes):
+                voice, gain = write_voices(
+                    lambda parts: extract_voice(
+                        pipe.model, mixes[0].path, pipe.enrolled.embedding, threshold=lowest, output_file=parts[0]
+                    ),
+                    [out],
+                    folder,
+                )
     if as_json:
         found = {"present": voice.present, "score": voice.score, "threshold": lowest}
         print_json({"file": mixes[0].name, "out": out, **found, "gain": gain})

@@ -9,7 +9,7 @@ import typer
 from .errors import DIFFERENT, SAME, UNDECIDED
 from .models import check_model, load_pipeline
 from .options import KIND_HELP, Condition, Files, Json, Kind, Model, Store, Threshold
-from .output import Table, print_json, yes_no
+from .output import Table, counted, print_json, yes_no
 from .progress import Progress, for_each
 from .recordings import Recording, by_name, opened
 
@@ -132,7 +132,7 @@ def enrol(
     if as_json:
         print_json({"name": name, "recordings": len(found), "store": str(store), "voices": list(voices.voices)})
     else:
-        print(f"enrolled {name} by {len(found)} recording(s): {len(voices.voices)} voice(s) in {store}")
+        print(f"enrolled {name} ({counted(found, 'recording')}): {store} holds {counted(voices.voices, 'voice')}")
 
 
 def identify(

@@ -179,7 +179,8 @@ def run(args: argparse.Namespace, command: str, progress: bool = True) -> None:
             if args.store_calibration is not None:
                 config = CSCConfig.from_pretrained(name)
                 calibrations[args.store_calibration].store(config)
-                config.save_pretrained(name)
+                # save_pretrained would copy code into the folder as well, over links to the very same files.
+                config.to_json_file(Path(name) / "config.json")
         scores = score_trials(embedder, trials, *options)
         results[name] = measure(scores, calibrations, args.num_resamples)
         if not args.json:

@@ -121,8 +121,18 @@ def compare(visit: Visit) -> list[dict]:
 
 
 def recognise(pairs: list[dict]) -> dict[str, str]:
-    """The name of each talker whose voice is enrolled. Where several voices pass, it is the best one."""
-    return {pair["talker"]: pair["speaker"] for pair in reversed(pairs) if pair["decision"]}
+    """The name of each talker whose voice is enrolled. A voice is one talker at most: the best pairs come first."""
+    names: dict[str, str] = {}
+    for pair in pairs:
+        if pair["decision"] and pair["talker"] not in names and pair["speaker"] not in names.values():
+            names[pair["talker"]] = pair["speaker"]
+    return names
+
+
+def most_like(name: str, pairs: list[dict]) -> str:
+    """The talker who an enrolled voice is; if it is none, the one that it is most like."""
+    talkers = [talker for talker, who in recognise(pairs).items() if who == name]
+    return [*talkers, *(pair["talker"] for pair in pairs if pair["speaker"] == name)][0]
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -160,7 +170,8 @@ def in_words(llr: float) -> str:
 def verdict(name: str, pairs: list[dict]) -> str:
     """Markdown: which talker an enrolled voice is, and why."""
     own = [pair for pair in pairs if pair["speaker"] == name]
-    talker, who = own[0]["talker"], recognise(pairs).get(own[0]["talker"])
+    talker = most_like(name, pairs)
+    who = recognise(pairs).get(talker)
     heading = f"{plain(name)} is {talker.lower()}"
     if not own[0]["decision"]:
         heading = f"{plain(name)} is none of the talkers"
@@ -195,7 +206,7 @@ def show_voices(visit: Visit | None) -> None:
         pairs = compare(visit)
         for name in visit.voices:
             gr.Markdown(verdict(name, pairs))
-            talker = next(pair["talker"] for pair in pairs if pair["speaker"] == name)
+            talker = most_like(name, pairs)
             colour = COLOURS[list(visit.talkers).index(talker)]
             figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
             start, axes = visit.voices[name][: 10 * SAMPLING_RATE], figure.subplots()
@@ -212,11 +223,12 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=300):
                 recording = gr.Audio(label=f"Recording, up to {MAX_SECONDS // 60} minutes", **audio)
-                files = [f"{HERE}/audio/{name}.flac" for name in ("conversation", "meeting")]
-                labels = ["A conversation of four", "Anna and Ben at once"]
-                gr.Examples(files, recording, label="Or choose one", example_labels=labels)
                 numbers = [("count them", 0), *range(1, MAX_TALKERS + 1)]
-                num_talkers = gr.Dropdown(numbers, value=0, label="How many talkers?")
+                num_talkers = gr.Dropdown(numbers, value=0, label="How many talkers?", render=False)
+                examples = [[f"{HERE}/audio/conversation.flac", 0], [f"{HERE}/audio/meeting.flac", 2]]
+                labels = ["A conversation of four", "Anna and Ben at once"]
+                gr.Examples(examples, [recording, num_talkers], label="Or choose one", example_labels=labels)
+                num_talkers.render()
                 find = gr.Button("Find the talkers", variant="primary")
             with gr.Column(scale=2, min_width=300):
                 gr.render(visit, concurrency_id="model")(show_talkers)
@@ -224,10 +236,13 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=300):
                 name = gr.Textbox(label="Name", max_length=30)
-                voice = gr.Audio(label="This person alone, a few seconds", **audio)
+                voice = gr.Audio(label="This person alone", **audio)
                 files = [[name, f"{HERE}/audio/{name.lower()}.flac"] for name in ("Anna", "Ben")]
                 gr.Examples(files, [name, voice], label="Or choose one", example_labels=["Anna alone", "Ben alone"])
-                gr.Markdown("A voice identifies a person: have their consent. It is forgotten after your visit.")
+                gr.Markdown(
+                    "A few seconds are enough. A voice identifies a person: have their consent. "
+                    "It is forgotten after your visit."
+                )
                 with gr.Row():
                     enrolling = gr.Button("Enrol the voice", variant="primary")
                     forgetting = gr.Button("Forget all voices")

@@ -193,6 +193,9 @@ def test_script(tmp_path, capsys):
     write(tmp_path / "speech", make_rows(60))
     model = CSCModel(CSCConfig.tiny(frame_activity=True))
     model.save_pretrained(tmp_path / "model")
+    for file in (tmp_path / "model").glob("*.py"):  # as in the model card of csc-small
+        file.unlink()
+        file.symlink_to(ROOT / "csc_hf" / file.name)
     options = [str(tmp_path / "model"), "one-speaker", "--data", str(tmp_path / "speech" / "*.parquet")]
     options += ["--talkers", "2", "--overlaps", "0", "--conversations", "1", "--seconds", "5", "--num_resamples", "5"]
     options += ["--fit_on", str(tmp_path / "speech" / "*.parquet"), "--store_settings", "--output_dir", str(tmp_path)]

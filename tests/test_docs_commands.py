@@ -36,7 +36,7 @@ NOT_RUN = {
 FINETUNING = "--max_steps 2 --warmup_steps 1 --seconds 0.5 --eval_seconds 0.5 --cpu_threads 1"
 SHORTER = {
     "examples/pretrain.py": "--max_train_steps 2 --warmup_steps 1 --model.preset tiny --model.front_end stft "
-    "--mixing.seconds 0.5 --per_device_train_batch_size 5 --reservoir_seconds 60 --eval_seconds 0.5 "
+    "--mixing.seconds 0.5 --per_device_train_batch_size 5 --reservoir_seconds 60 --max_seconds 20 --eval_seconds 0.5 "
     "--eval_recordings 2 --cpu_threads 1",
     "examples/evaluate_verification.py": "--seconds 3 --recordings 3 --max_speakers 6 --num_resamples 0",
     "examples/evaluate_diarization.py": "--conversations 1 --num_resamples 0",

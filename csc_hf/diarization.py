@@ -515,7 +515,7 @@ def _find_speakers(
         found = [_cut(_tree(items[part], of_chunk[part], settings), threshold=settings.threshold) for part in parts]
         # The product of means that are not of unit length is the mean product, as average linkage has it.
         means = [_sums(items[p], of) / np.bincount(of)[:, None] for p, of in zip(parts, found, strict=True)]
-        sums = [_sums(weights[p], of) for p, of in zip(parts, found, strict=True)]
+        sums = [np.bincount(of, weights[p]) for p, of in zip(parts, found, strict=True)]
         num_before, items, weights = len(items), np.concatenate(means), np.concatenate(sums)
         of_chunk = -1 - np.arange(len(items))  # nothing is known to be apart
         if len(items) == num_before:

@@ -20,11 +20,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig
 
 from csc_hf import CSCModel
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.diarization import DiarizationSettings
+from csc_hf.evaluation.command import store_in_config
 from csc_hf.evaluation.conversations import (
     NUM_TALKERS,
     OVERLAPS,
@@ -132,10 +132,7 @@ def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diari
             settings = fit_settings(model, dev, DiarizationSettings.load(model))
             print(name, settings, file=sys.stderr)
             if args.store_settings:
-                config = AutoConfig.from_pretrained(name)
-                settings.store(config)
-                # save_pretrained would copy code into the folder as well, over links to the very same files.
-                config.to_json_file(Path(name) / "config.json")
+                store_in_config(settings, name)
         diarizers[name] = CSCDiarizer(model, settings)
         for latency in args.latency:
             diarizers[f"{name} live, {latency:g} s"] = live_diarizer(model, latency, settings)

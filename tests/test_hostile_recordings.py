@@ -119,7 +119,7 @@ def test_six_at_once(who):
 @VOICE
 @pytest.mark.parametrize("first", [0, 2])
 def test_one_voice_of_six(one_voice, first):
-    """It is what the model makes of it, never louder than the recording; of six others, nothing."""
+    """The voice is what the model returns, never louder than the recording. Of six other people, nothing is left."""
     recording = talk(*((talker, 0, 10) for talker in range(first, first + 6)), seconds=10)
     source = one_voice(recording, model())
     assert len(source) == len(recording) and np.abs(source).max() <= 1

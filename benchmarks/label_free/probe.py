@@ -52,7 +52,7 @@ def read_out(model: CSCForPreTraining, clips: list[np.ndarray]) -> dict[str, np.
 
 
 def probe(features: np.ndarray, speakers: list[str]) -> float:
-    """Share of the clips with odd numbers whose speaker is found by what was learnt from those with even ones."""
+    """Learn from every second clip who speaks. Returns the share of the other clips whose speaker is then found."""
     names = np.array(speakers)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     return classifier.fit(features[::2], names[::2]).score(features[1::2], names[1::2])

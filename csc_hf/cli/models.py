@@ -51,7 +51,6 @@ def keep_transformers_quiet() -> None:
     from transformers.utils import logging as of_transformers
 
     of_hub.set_verbosity_error()
-
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
     logger = logging.getLogger("csc_hf")

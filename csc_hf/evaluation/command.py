@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..configuration_csc import CSCConfig
 from ..data.utterances import stream_utterances
+from ..diarization import DiarizationSettings
 from .calibration import ENROLMENTS, Calibration
 from .embedders import EMBEDDERS, load_embedder
 from .plots import det_figure, histogram_figure
@@ -149,6 +150,14 @@ def write_plots(folder: Path, scores: Scores) -> None:
         histogram_figure(both).savefig(folder / "scores.png", dpi=150)
 
 
+def store_in_config(learnt: Calibration | DiarizationSettings, folder: str) -> None:
+    """Put what was learnt for a saved model into its config.json, and touch nothing else in its folder."""
+    config = CSCConfig.from_pretrained(folder)
+    learnt.store(config)
+    # save_pretrained would copy code into the folder as well, over links to the very same files.
+    config.to_json_file(Path(folder) / "config.json")
+
+
 def run(args: argparse.Namespace, command: str, progress: bool = True) -> None:
     """Evaluate, print, and write what the options ask for.
 
@@ -177,10 +186,7 @@ def run(args: argparse.Namespace, command: str, progress: bool = True) -> None:
         if development is not None:
             calibrations = calibrate(score_trials(embedder, development, *options))
             if args.store_calibration is not None:
-                config = CSCConfig.from_pretrained(name)
-                calibrations[args.store_calibration].store(config)
-                # save_pretrained would copy code into the folder as well, over links to the very same files.
-                config.to_json_file(Path(name) / "config.json")
+                store_in_config(calibrations[args.store_calibration], name)
         scores = score_trials(embedder, trials, *options)
         results[name] = measure(scores, calibrations, args.num_resamples)
         if not args.json:

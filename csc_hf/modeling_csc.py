@@ -36,6 +36,9 @@ from .configuration_csc import MODEL_CLASSES, CSCConfig
 CONTRAST_ELEMENTS = 2**23
 """Most elements of a tensor that the contrastive loss computes at once: 32 MB in single precision."""
 
+NOBODY = -20.0
+"""Activity logit of every slot in digital silence, of which a model would hear rounding errors only."""
+
 
 @dataclass
 class CSCModelOutput(ModelOutput):
@@ -1373,7 +1376,8 @@ class CSCModel(CSCPreTrainedModel):
         # To unit power, so that neither quiet recordings nor half precision lose anything.
         scale = headroom(waveform)
         waveform = waveform * scale
-        level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8 * scale
+        power = masked_mean(waveform.square(), attention_mask, -1)[:, None]
+        level = power.sqrt() + 1e-8 * scale
         features, encoded = self.front_end(waveform / level, encoded_mask[..., None], self.dtype)
 
         hidden_states = split_frames(features * frame_mask[..., None], size, hop, num_segments).flatten(1, 2)
@@ -1403,13 +1407,15 @@ class CSCModel(CSCPreTrainedModel):
             sources = sources.clamp(-largest, largest)
 
         by_slot = (-1, config.num_sources)
+        activity = activity.unflatten(0, by_slot).masked_fill(power == 0, NOBODY)
         if frame_activity is not None:
             frame_activity = self._pool_activity(frame_activity, frame_mask, num_samples).unflatten(0, by_slot)
+            frame_activity = frame_activity.masked_fill(power[..., None] == 0, NOBODY)
         return CSCModelOutput(
             last_hidden_state=last_hidden_state,
             source_hidden_states=segments.unflatten(0, by_slot),
             source_embeddings=embeddings.unflatten(0, by_slot),
-            source_activity=activity.unflatten(0, by_slot),
+            source_activity=activity,
             source_frame_activity=frame_activity,
             source_band_masks=None if masks is None else masks.unflatten(0, by_slot),
             sources=sources,

@@ -152,7 +152,7 @@ def test_label_free_comparison(tmp_path, monkeypatch, capsys):
         for row in speech.make_rows(64, source="words")
     ]
     for folder in ("recordings", "labels-100", "noise"):
-        speech.write(tmp_path / "data" / folder, rows, shards=2)
+        speech.write(tmp_path / "data" / folder, rows, shards=4)
     others = [row | {"speaker_id": f"other {row['speaker_id']}"} for row in rows]
     speech.write(tmp_path / "data" / "dev", others, shards=1)
     speech.write(tmp_path / "phone" / "heldout", rows, shards=1)
@@ -176,6 +176,13 @@ def test_label_free_comparison(tmp_path, monkeypatch, capsys):
         2,
     ]
 
+    def heard(name):
+        recipes = [r for entry in pretraining_runs.batches(out / name)["batches-0.jsonl"] for r in entry["recipes"]]
+        return {piece["utterance"] for r in recipes for source in r["sources"] for piece in source["pieces"]}
+
+    for name, shards in (("label_free-25", 1), ("label_free-50", 2)):
+        assert heard(name) <= {row["id"] for shard in range(shards) for row in rows[shard::4]}
+
     def weights(name):
         return CSCForPreTraining.from_pretrained(out / name).csc.speaker_branch.embedding.weight
 
@@ -185,7 +192,7 @@ def test_label_free_comparison(tmp_path, monkeypatch, capsys):
         assert 0 < change < 0.01  # two short steps from these weights
     tables.main([str(out), "--picture", str(tmp_path / "labels.png"), "--shares", "100"])
     printed = capsys.readouterr().out
-    for system in ("mfcc", "untrained", "untrained_v1", "label_free", "labels-100-from-untrained"):
+    for system in ("mfcc", "untrained", "untrained_v1", "label_free", "label_free-25", "labels-100-from-untrained"):
         assert re.search(rf"^\| {system} \|( [\d.]+ \([\d.]+–[\d.]+\) / [\d.]+ \|){{4}}", printed, re.MULTILINE), (
             printed
         )

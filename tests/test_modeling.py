@@ -165,6 +165,20 @@ def test_short_and_silent_audio_gives_finite_unit_vectors(front_end, num_samples
         torch.testing.assert_close(output.source_embeddings.norm(dim=-1), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("front_end", ["mel", "tdnn"])
+def test_nobody_speaks_in_digital_silence(front_end):
+    """Not even for a model that would say so of anything."""
+    model = CSCModel(tiny(front_end)).eval()
+    with torch.no_grad():
+        model.frame_activity.bias.fill_(3.0)
+        model.speaker_branch.activity.bias.fill_(3.0)
+        recordings = torch.stack([torch.zeros(8000), torch.randn(8000), 1e-12 * torch.randn(8000)])
+        output = model(recordings)
+    for logits in (output.source_activity, output.source_frame_activity):
+        assert (logits[0] < -10).all()
+        assert (logits[1:] > 0).all()
+
+
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 def test_a_short_recording_does_not_amplify_rounding(front_end):
     """With each weight off by at most one unit in the last place, the output moves by about as much, however few

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 #
-# Trains without labels, then with few labels from those weights and from nothing, and verifies held-out people by each:
+# Trains without labels, on all recordings, half of them and a quarter; then with few labels, from the weights of all
+# recordings and from nothing; and verifies held-out people by each:
 #
 #     benchmarks/label_free/run.sh DATA OUT HELDOUT...
 #
@@ -56,7 +57,10 @@ heldouts=("$@")
 pretrain untrained "$data/recordings/*.parquet" --max_train_steps 20 --learning_rate 0
 pretrain untrained_v1 "$data/recordings/*.parquet" --max_train_steps 1 --learning_rate 0 --model.preset small_v1
 pretrain label_free "$data/recordings/*.parquet"
-verify $PEERS "$out/untrained" "$out/untrained_v1" "$out/label_free"
+# prepare.py writes four files, in the order of a hash of the recordings.
+pretrain label_free-25 "$data/recordings/*-00000-*.parquet"
+pretrain label_free-50 "$data/recordings/*-0000[01]-*.parquet"
+verify $PEERS "$out/untrained" "$out/untrained_v1" "$out"/label_free{-25,-50,}
 for share in $SHARES; do
     for start in untrained label_free; do
         finetune "$out/$start" "$share"

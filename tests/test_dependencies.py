@@ -56,7 +56,7 @@ USED_BY_OTHERS = {
     "tensorboard": "Accelerate's default tracker",
     "webrtcvad-wheels": "Resemblyzer",
 }
-TOOLS = {"build", "ipykernel", "mypy", "pre-commit", "pytest-timeout", "ruff"}
+TOOLS = {"build", "ipykernel", "mypy", "pre-commit", "pytest-timeout", "pytest-xdist", "ruff"}
 TOOLS |= {"mkdocs-material", "mkdocstrings[python]"}
 
 ORDER = (

@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from csc_hf import CSCModel
-from csc_hf.data.utterances import stream_utterances
 from csc_hf.diarization import DiarizationSettings
-from csc_hf.evaluation.command import store_in_config
+from csc_hf.evaluation.command import open_speech, store_in_config
 from csc_hf.evaluation.conversations import (
     NUM_TALKERS,
     OVERLAPS,
@@ -53,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--audio_column_name", default="audio")
     add("--speaker_column_name", default="speaker_id")
     add("--source_column_name", help="corpus or channel; the people of a conversation come from one if it has enough")
-    add("--id_column_name", default="id")
+    add("--id_column_name", default="id", help="column with a unique id, or 'none': audio is then known by its hash")
     add("--noise_data", help="recorded noise, given as --data is; without it, noise is generated")
     add("--recordings", type=Path, help="folder of recordings, instead of --data")
     add("--rttm", type=Path, help="who speaks when in them: an RTTM file, or a folder of such files")
@@ -90,13 +89,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def open_conversations(args: argparse.Namespace, data: str) -> Conversations:
     """Conversations of the people of a data set. What was left out is printed."""
     left_out: dict[str, str] = {}
-    columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
-    speech = list(decode_usable(stream_utterances(data, args.split, *columns).rows(), left_out))
+    speech = list(decode_usable(open_speech(args, data).rows(), left_out))
     noise = []
     if args.noise_data is not None:
-        of_noise = stream_utterances(
-            args.noise_data, args.split, args.audio_column_name, None, None, args.id_column_name
-        )
+        of_noise = open_speech(args, args.noise_data, labelled=False)
         noise = list(decode_usable(of_noise.rows(), left_out, needs_speaker=False))
     if left_out:
         print(f"left out {len(left_out)} recordings, such as {next(iter(left_out.items()))}", file=sys.stderr)

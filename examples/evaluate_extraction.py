@@ -26,8 +26,8 @@ import numpy as np
 
 from csc_hf import CSCForSpeechSeparation
 from csc_hf.audio import power
-from csc_hf.data.utterances import stream_utterances
 from csc_hf.enrolment import enrol
+from csc_hf.evaluation.command import open_speech
 from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.evaluation.trial_set import TrialSet
 from csc_hf.evaluation.trials import build_trials, decode_usable
@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--audio_column_name", default="audio")
     add("--speaker_column_name", default="speaker_id")
     add("--source_column_name", help="corpus or channel; the talkers of a mixture come from one where possible")
-    add("--id_column_name", default="id")
+    add("--id_column_name", default="id", help="column with a unique id, or 'none': audio is then known by its hash")
     add("--seconds", type=float, default=5.0, help="length of a recording, that of the enrolment included")
     add("--max_speakers", type=int, help="most people")
     add("--threshold", type=float, help="lowest cosine that is accepted; by default, by the calibration")
@@ -191,9 +191,8 @@ def format_report(results: dict[str, dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     model = CSCForSpeechSeparation.from_pretrained(args.model).eval()
-    columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
     left_out: dict[str, str] = {}
-    rows = stream_utterances(args.data, args.split, *columns).rows()
+    rows = open_speech(args, args.data).rows()
     trials = build_trials(
         decode_usable(rows, left_out), args.seed, args.seconds, 2, ["mix0"], max_speakers=args.max_speakers
     )

@@ -214,6 +214,18 @@ def test_cancel_and_try_the_example(page):
     assert "meeting.flac" in page.find("#name").text
 
 
+def test_a_recording_takes_the_place_of_one_at_work(page, tmp_path, site):
+    meeting, _ = soundfile.read(site[0] / "audio" / "meeting.flac", dtype="float32")
+    soundfile.write(tmp_path / "long.wav", np.resize(meeting, 60 * 16000), 16000)
+    page.find("#file").send_keys(str(tmp_path / "long.wav"))
+    page.wait_for(lambda: float(page.find("#progress").get_attribute("value") or 0) > 0)
+    page.open(site[0] / "audio" / "anna.flac", "result")
+    assert page.find("#name").text == "anna.flac, 0:05"
+    page.find(".voice a").click()
+    anna, _ = soundfile.read(site[0] / "audio" / "anna.flac")
+    assert len(page.saved("anna - Talker 1.wav")) == len(anna)
+
+
 def test_what_cannot_be_separated_is_told(page, site, tmp_path):
     (tmp_path / "notes.wav").write_text("no audio")
     (tmp_path / "empty.wav").touch()

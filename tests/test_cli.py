@@ -240,6 +240,15 @@ ERRORS = {
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
     "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
+    "no data": ("evaluate mfcc --data no/*.parquet", "no/*.parquet"),
+    "no speakers": (
+        "evaluate mfcc --data speech/*.parquet --speaker_column_name who --id_column_name none",
+        "speech/*.parquet: speaker_column='who': the data has no such column",
+    ),
+    "no labels": (
+        "evaluate mfcc --data speech/*.parquet --id_column_name none",
+        "got 0 of 0 speakers: give more speech or fewer seconds; 3 recordings left out, such as",
+    ),
     "no samples": (
         "extract none.wav --enrol a.wav --out x.wav --threshold 0",
         "'none.wav': the recording holds no samp",
@@ -258,6 +267,7 @@ def test_an_error_is_one_line(line, message, model, audio, monkeypatch):
     monkeypatch.setenv("CSC_HF_MODEL", model)
     Path("a.flac").write_bytes(encode(np.ones(100)))
     soundfile.write("none.wav", np.zeros(0), RATE)
+    write(Path("speech"), [row | {"speaker_id": None} for row in make_rows(3)])
     Wav2Vec2Config().save_pretrained("other")
     CSCModel(CSCConfig.tiny()).save_pretrained("no_frames")
     before = sorted(audio.rglob("*"))

@@ -238,7 +238,7 @@ def test_enrol_and_verify(visit):
     visitor.enrol("Ben")
     visitor.see(re.compile(r"^A score is a cosine"))
     visitor.photograph("anna_and_ben")
-    words = visitor.page.get_by_text(re.compile(r"times likelier (one person than two|two people than one)$"))
+    words = visitor.page.get_by_text(re.compile(r"times likelier to be (one person than two|two people than one)$"))
     assert words.count() == 4, "two voices, compared with two talkers"
     headings = visitor.page.get_by_role("heading").all_inner_texts()
     found = dict(re.findall(r"^(Anna|Ben) is talker (\d)$", "\n".join(headings), re.MULTILINE))

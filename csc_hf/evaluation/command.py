@@ -6,11 +6,11 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..configuration_csc import CSCConfig
-from ..data.utterances import stream_utterances
+from ..data.utterances import UtteranceStream, stream_utterances
 from ..diarization import DiarizationSettings
 from .calibration import ENROLMENTS, Calibration
 from .embedders import EMBEDDERS, load_embedder
@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser, needs_model: bool = True) -> No
     add("--audio_column_name", default="audio")
     add("--speaker_column_name", default="speaker_id")
     add("--source_column_name", help="corpus or channel, for error rates within one")
-    add("--id_column_name", default="id")
+    add("--id_column_name", default="id", help="column with a unique id, or 'none': audio is then known by its hash")
     add("--trials", help="list of trials in VoxCeleb's or Kaldi's format, instead of --data")
     add("--root", help="folder that the list's paths are relative to")
     add(
@@ -98,32 +98,61 @@ def check_options(args: argparse.Namespace, error: Callable[[str], object]) -> N
         args.conditions = [name for name in args.conditions if CONDITIONS[name][0] == "clean"]
 
 
+def open_speech(args: argparse.Namespace, data: str, labelled: bool = True) -> UtteranceStream:
+    """
+    Open a data set by the options that name its split and columns, "none" where there is no such column.
+
+    Raises:
+        ValueError: The data has no such column. The message names the data and the remedy.
+    """
+    labels = [args.speaker_column_name, args.source_column_name] if labelled else [None, None]
+    columns = [None if name == "none" else name for name in (*labels, args.id_column_name)]
+    try:
+        return stream_utterances(data, args.split, args.audio_column_name, *columns)
+    except ValueError as error:
+        raise ValueError(f"{data}: {error} (here --..._column_name, and none)") from error
+
+
 def open_trials(args: argparse.Namespace, data: str, conditions: list[str], enrolment_recordings: int) -> TrialSet:
-    """Build trials of a data set, and print what was left out."""
-    columns = args.audio_column_name, args.speaker_column_name, args.source_column_name, args.id_column_name
+    """
+    Build trials of a data set, and print what was left out.
+
+    Raises:
+        ValueError: No trials can be made. The message says what was left out, too.
+    """
     left_out: dict[str, str] = {}
-    noise = None
+    speech, noise = open_speech(args, data).rows(), None
     if args.noise_data is not None:
-        of_noise = args.split, args.audio_column_name, None, None, args.id_column_name
-        noise = decode_usable(stream_utterances(args.noise_data, *of_noise).rows(), left_out, needs_speaker=False)
-    trials = build_trials(
-        decode_usable(stream_utterances(data, args.split, *columns).rows(), left_out),
-        args.seed,
-        args.seconds,
-        args.recordings,
-        conditions,
-        noise,
-        args.max_speakers,
-        enrolment_recordings,
-    )
+        noise = decode_usable(open_speech(args, args.noise_data, labelled=False).rows(), left_out, needs_speaker=False)
+    try:
+        trials = build_trials(
+            decode_usable(speech, left_out),
+            args.seed,
+            args.seconds,
+            args.recordings,
+            conditions,
+            noise,
+            args.max_speakers,
+            enrolment_recordings,
+        )
+    except ValueError as error:
+        raise ValueError("; ".join([f"{data}: {error}", *_left_out("recordings", _reasons(left_out))])) from error
     trials.audio_left_out.update(left_out)
-    for what, names in (
-        ("recordings", [f"{name} ({why})" for name, why in trials.audio_left_out.items()]),
-        ("speakers with too little speech", trials.speakers_left_out),
+    for line in (
+        *_left_out("recordings", _reasons(trials.audio_left_out)),
+        *_left_out("speakers with too little speech", trials.speakers_left_out),
     ):
-        if names:
-            print(f"{len(names)} {what} left out, such as {', '.join(names[:3])}", file=sys.stderr)
+        print(line, file=sys.stderr)
     return trials
+
+
+def _reasons(left_out: dict[str, str]) -> list[str]:
+    return [f"{name} ({why})" for name, why in left_out.items()]
+
+
+def _left_out(what: str, names: Sequence[str]) -> list[str]:
+    """A line that tells some of what was left out, if anything was."""
+    return [f"{len(names)} {what} left out, such as {', '.join(names[:3])}"] if names else []
 
 
 def commit() -> str | None:

@@ -67,31 +67,42 @@ function startWorker() {
   return started;
 }
 
+/** Gives up the recording that is being worked on, if there is one: `open` sees that the worker is another. */
+function giveUp() {
+  if (document.body.dataset.state !== "working") return;
+  worker.terminate();
+  worker = startWorker();
+}
+
 async function open(name, read) {
   player.stop();
+  giveUp();
   const current = worker;
   progress(`Reading ${name} …`);
   let waveform;
   try {
     waveform = await decode(await read());
   } catch (error) {
+    if (current !== worker) return;
     problem(`${name} cannot be read`, error.told ? error.message : "Your browser knows no such audio. Try WAV, FLAC or MP3.");
     return;
   }
+  if (current !== worker) return;
+  progress("Loading the model …");
   try {
-    progress("Loading the model …");
     const description = await current.model;
     if (description.sampling_rate !== SAMPLING_RATE) {
       throw new Error(`The model takes ${description.sampling_rate} Hz, this page gives ${SAMPLING_RATE} Hz.`);
     }
   } catch (error) {
-    if (current !== worker) return; // cancelled
+    if (current !== worker) return;
     problem("The model cannot be loaded", error.message, error.command);
     return;
   }
+  if (current !== worker) return;
   progress("Separating the voices …", 0);
   const answer = await ask(current, waveform);
-  if (current !== worker) return; // cancelled
+  if (current !== worker) return;
   if (answer.type === "failed") problem("The recording cannot be separated", answer.text);
   else present(name, waveform, answer);
 }
@@ -150,6 +161,7 @@ function present(name, waveform, { sources, frames, activity }) {
 }
 
 function listVoices(voices, name) {
+  for (const link of document.querySelectorAll(".voice a")) URL.revokeObjectURL(link.href); // a voice may be large
   element("voices").replaceChildren(
     ...voices.map((voice, index) => {
       const row = document.createElement("label");
@@ -426,8 +438,7 @@ element("example").addEventListener("click", () => {
   });
 });
 element("cancel").addEventListener("click", () => {
-  worker.terminate();
-  worker = startWorker();
+  giveUp();
   show(shown ? "result" : "start");
 });
 element("play").addEventListener("click", () => player.toggle());

@@ -164,7 +164,7 @@ def plain(name: str) -> str:
 def in_words(llr: float) -> str:
     ratio = math.exp(min(abs(llr), math.log(1000)))
     times = "over 1000" if ratio > 999 else f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
-    return f"{times} times likelier {'one person than two' if llr > 0 else 'two people than one'}"
+    return f"{times} times likelier to be {'one person than two' if llr > 0 else 'two people than one'}"
 
 
 def verdict(name: str, pairs: list[dict]) -> str:
@@ -187,7 +187,7 @@ def show_talkers(visit: Visit | None) -> None:
         gr.Markdown("*The talkers will be here, each in a colour.*")
         return
     gr.Markdown(f"### {len(visit.talkers) or 'No'} talker{'s' * (len(visit.talkers) != 1)}")
-    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=120)
+    figure = Figure(figsize=(7, 2.5), layout="constrained", dpi=200)
     plot_diarization(visit.diarization, visit.recording, figure.subplots())
     gr.Plot(figure, show_label=False)
     names = recognise(compare(visit))
@@ -201,14 +201,15 @@ def show_voices(visit: Visit | None) -> None:
     if visit is None or not visit.voices:
         gr.Markdown("*Enrolled voices will be here, each compared with the talkers.*")
     elif not visit.talkers:
-        gr.Markdown(f"Enrolled: {', '.join(map(plain, visit.voices))}. Now find the talkers of a recording.")
+        lacking = "Now find the talkers of a recording" if visit.recording is None else "The recording has no talkers"
+        gr.Markdown(f"Enrolled: {', '.join(map(plain, visit.voices))}. {lacking}.")
     else:
         pairs = compare(visit)
         for name in visit.voices:
             gr.Markdown(verdict(name, pairs))
             talker = most_like(name, pairs)
             colour = COLOURS[list(visit.talkers).index(talker)]
-            figure = Figure(figsize=(10, 2.4), layout="constrained", dpi=120)
+            figure = Figure(figsize=(7, 1.9), layout="constrained", dpi=200)
             start, axes = visit.voices[name][: 10 * SAMPLING_RATE], figure.subplots()
             plot_attention(model, visit.diarization.embeddings[talker], start, axes, colour)
             gr.Plot(figure, show_label=False)

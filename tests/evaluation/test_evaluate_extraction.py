@@ -10,6 +10,7 @@ from speech import encode, write
 from tones import tone
 
 from csc_hf import CSCConfig, CSCForPreTraining
+from csc_hf.data.utterances import stream_utterances
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate_extraction.py"
 
@@ -71,7 +72,7 @@ def test_all_of_it(script, data, model, tmp_path, capsys):
 
 
 def test_who_is_absent_is_in_no_signal(script, data):
-    rows = script.stream_utterances(data, "test", "audio", "speaker_id", "source", "id").rows()
+    rows = stream_utterances(data, "test").rows()
     trials = script.build_trials(script.decode_usable(rows, {}), 0, 0.5, 2, ["mix0"])
     names = [recording.speaker for recording in trials.recordings]
     for number in range(len(names)):

@@ -162,9 +162,9 @@ def test_a_recording_from_the_drop_to_the_voices(page, site, model):
     rows[2].click()
     page.find("#picture").click()  # in the middle
     page.wait_for(lambda: page.find("#time").text.startswith("0:02"))
-    page.look("playing")
     page.find("#play").click()
     assert page.find("#play").get_attribute("aria-label") == "Play"
+    page.look("paused")
     position = page.find("#time").text
     time.sleep(1.2)
     assert page.find("#time").text == position

@@ -1853,8 +1853,8 @@ class CSCForSpeakerVerification(CSCPreTrainedModel):
     CSC that scores trials and sees both sides of them (as Neural Scoring does, arXiv 2410.16428): the enrolment of a
     person is the query of CSC's cross-attention over the segments of a test recording, in which others may speak.
 
-    A logit compares the enrolment with the best active slot of the test, by their cosine, and with what it has read.
-    Before training it is that cosine, shifted and scaled; so a new scorer ranks trials as the embeddings do.
+    A logit compares the enrolment with the best active slot of the test, and with what it has read. In a new head it
+    is the mean of these two cosines, shifted and scaled. Training moves it by a small network over their products [O].
 
     Example:
 
@@ -1990,12 +1990,13 @@ class CSCForSpeakerVerification(CSCPreTrainedModel):
             read = self.csc.speaker_branch.embed(statistics.to(memory.dtype))
             with full_precision(queries):
                 cosines = torch.einsum("bsd,id->bis", slots, queries)
-            cosine, best = cosines.masked_fill(~active[:, None], -2.0).max(-1)
-            both = torch.cat([slots.take_along_dim(best[..., None], dim=1), read], dim=-1)
-            products = both * queries.repeat(1, 2) * queries.shape[-1]  # of size one or so
+            best = cosines.masked_fill(~active[:, None], -2.0).argmax(-1)
+            products = torch.cat([slots.take_along_dim(best[..., None], dim=1), read], dim=-1) * queries.repeat(1, 2)
             sure = activity.take_along_dim(best, dim=1)[..., None].sigmoid()
-            hidden = self.head_hidden(torch.cat([products, sure], dim=-1).to(self.dtype))
+            features = torch.cat([products * queries.shape[-1], sure], dim=-1)  # of size one or so
+            hidden = self.head_hidden(features.to(self.dtype))
             correction = self.head_logit(F.gelu(hidden)).squeeze(-1).float()
+            cosine = products.sum(-1) / 2
             return self.log_cosine_scale.float().exp() * (cosine - self.cosine_threshold) + correction
 
         # By parts, if need be: some people and some tests at a time.

@@ -3,7 +3,7 @@
 Trains a scorer that hears both sides of a trial (`CSCForSpeakerVerification`): does the enrolled person speak in the
 test recording, in which others may speak as well? A batch has a mixture for each person, and other recordings of these
 people alone to enrol them by. All pairs are learnt from. Speakers that it never heard are verified before and after;
-before, the scorer of a pre-trained model scores by the cosine of its embeddings.
+before, the scorer of a pre-trained model scores by cosines alone.
 
     accelerate launch examples/finetune_scorer.py --model runs/pretrain                   # the demo voices
     accelerate launch examples/finetune_scorer.py --model runs/pretrain --train_data "train/*.parquet" \\
@@ -90,7 +90,7 @@ def both_sides(batch: MixtureBatch, num_observations: int) -> dict[str, torch.Te
 
 
 def compute_losses(model: nn.Module, sides: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss, and figures: it, and the shares of pairs of one person and of others whose logit has the right sign."""
+    """The loss, and figures: it, and the shares of pairs of one person, and of others, whose logit has their sign."""
     output = model(**sides)
     says, same = output.logits > 0, sides["labels"] == 1
     figures = {"loss": output.loss, "accepted": says[same].float().mean(), "rejected": (~says[~same]).float().mean()}

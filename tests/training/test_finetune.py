@@ -524,25 +524,31 @@ def test_no_crop_is_on_both_sides(tones):
 SCORING = "--num_identities 5 --seconds 0.5 --eval_seconds 0.5 --logging_steps 1"
 
 
+@pytest.mark.release
 def test_a_scorer_learns_who_speaks(pretrained, tones, tmp_path):
-    options = f"--max_steps 25 {SCORING} --mixing.single_speaker_probability 0.5"
+    options = f"--max_steps 60 {SCORING} --learning_rate 0.003"
+    options += " --mixing.noise_probability 0.2 --mixing.single_speaker_probability 0.5"
     tune("scorer", pretrained, tones, tmp_path / "run", *options.split())
     results = results_of(tmp_path / "run")
-    assert np.mean(results["loss"][-5:]) < 0.7 * np.mean(results["loss"][:3])
-    assert min(np.mean(results[figure][-5:]) for figure in ("accepted", "rejected")) > 0.6
+    assert np.mean(results["loss"][-10:]) < 0.6 * np.mean(results["loss"][:10])
+    assert min(np.mean(results[figure][-10:]) for figure in ("accepted", "rejected")) > 0.8
+    before, after = (results[moment]["conditions"]["mix0"]["eer"] for moment in ("before", "after"))
+    assert after < 0.85 * before, "tones that it never heard"
     model = CSCForSpeakerVerification.from_pretrained(tmp_path / "run")
     assert (model.head_logit.weight != 0).all()
     held_out = stream_utterances(str(tones / "test" / "*.parquet"), "test", "audio", "speaker_id", None, "id")
     trials = build_trials(held_out, 0, 0.5, 6, ["clean", "noise0", "mix0", "mix-5"])
-    assert {"step": 25, **evaluate(model, trials, enrolment="scorer")} == results["after"]
+    assert {"step": 60, **evaluate(model, trials, enrolment="scorer")} == results["after"]
     assert results["after"]["enrolment"] == "scorer"
 
 
 def test_a_scorer_resumes_where_it_stopped(pretrained, tones, tmp_path):
-    options = f"--max_steps 4 {SCORING} --eval_recordings 2 --checkpointing_steps 2 --enrolment_recordings 2"
+    options = f"--max_steps 4 {SCORING} --eval_recordings 2 --checkpointing_steps 2"
     tune("scorer", pretrained, tones, tmp_path / "run", *options.split())
     expected, weights = results_of(tmp_path / "run"), load_file(tmp_path / "run" / "model.safetensors")
-    assert type(CSCForSpeakerVerification.from_pretrained(tmp_path / "run" / "checkpoint-2"))
+    assert CSCForSpeakerVerification.from_pretrained(tmp_path / "run" / "checkpoint-2").config.architectures == [
+        "CSCForSpeakerVerification"
+    ]
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     (tmp_path / "run" / "model.safetensors").unlink()
     tune("scorer", pretrained, tones, tmp_path / "run", *options.split(), "--resume_from_checkpoint", "latest")

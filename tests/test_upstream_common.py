@@ -391,6 +391,8 @@ class TrainingTests(ExplainedSkips, upstream.TrainingTesterMixin):
     def _create_text_training_batch(self, **sizes):
         inputs = self.model_tester.prepare_config_and_inputs_for_common()[1]
         batch = inputs | self.model_tester.labels(self.model_class)
+        if self.model_class is CSCForSpeakerVerification:
+            batch |= self.model_tester.enrolments()
         return {name: value.cpu() for name, value in batch.items()}  # the test leaves the model on the CPU
 
 
@@ -404,6 +406,10 @@ class SequenceClassificationTrainingTest(TrainingTests, unittest.TestCase):
 
 class AudioFrameClassificationTrainingTest(TrainingTests, unittest.TestCase):
     model_class = CSCForAudioFrameClassification
+
+
+class SpeakerVerificationTrainingTest(TrainingTests, unittest.TestCase):
+    model_class = CSCForSpeakerVerification
 
 
 # --- feature extractor -----------------------------------------------------------------------------------------------

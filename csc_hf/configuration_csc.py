@@ -14,6 +14,7 @@ MODEL_CLASSES = {
     "CSCForSequenceClassification": "AutoModelForAudioClassification",
     "CSCForAudioFrameClassification": "AutoModelForAudioFrameClassification",
     "CSCForSpeechSeparation": None,
+    "CSCForSpeakerVerification": None,
 }
 """Every model class of `modeling_csc.py`, and the Auto class that loads it; `None` if there is none for its task."""
 
@@ -98,7 +99,8 @@ class CSCConfig(PreTrainedConfig):
             softmax beside the contrast, if it is given `recording_ids`. It needs no speaker labels [O].
         recording_loss_weight (`float`, defaults to 1.0): Weight of the cross-entropy of this softmax, in nats [O].
         recording_scale (`float`, defaults to 20.0): Scale of the cosines in this softmax [O].
-        classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier.
+        classifier_proj_size (`int`, defaults to 256): Hidden size of [`CSCForSequenceClassification`]'s classifier and
+            of the head of [`CSCForSpeakerVerification`].
         xvector_margin (`float`, defaults to 0.2): Angular margin of [`CSCForXVector`]'s loss, in radians.
         xvector_scale (`float`, defaults to 30.0): Scale of [`CSCForXVector`]'s cosine logits.
         calibration (`dict`, *optional*): Calibrations of verification scores, as

@@ -168,27 +168,47 @@ def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) 
         raise ValueError(f"`{name}` must have shape {tuple(shape)} here, got {tuple(tensor.shape)}.")
 
 
-def check_recordings(waveform: torch.Tensor, attention_mask: torch.Tensor, lengths: torch.Tensor) -> None:
-    """Raises a `ValueError` that names the first recording that is not finite or not padded on the right. Compiled and
-    exported programs cannot branch on values, so there nothing is checked."""
+def check_recordings(
+    waveform: torch.Tensor,
+    attention_mask: torch.Tensor,
+    lengths: torch.Tensor,
+    names: tuple[str, str] = ("input_values", "attention_mask"),
+    may_lack: bool = False,
+) -> None:
+    """Raises a `ValueError` that names the first recording that is not finite or not padded on the right, or, unless
+    recordings `may_lack`, is padding alone. Compiled and exported programs cannot branch on values, so there nothing
+    is checked.
+
+    Args:
+        waveform, attention_mask: `(..., samples)`.
+        lengths: `(...)`.
+        names: What the message calls the former two.
+    """
     if is_tracing(waveform):
         return
     finite = waveform.isfinite().all(-1)
-    padded_right = (attention_mask == length_mask(lengths, waveform.shape[1])).all(-1) & (lengths > 0)
+    position = torch.arange(waveform.shape[-1], device=waveform.device)
+    padded_right = (attention_mask == (position < lengths[..., None])).all(-1) & ((lengths > 0) | may_lack)
     wrong = (~(finite & padded_right)).nonzero()
     if len(wrong) == 0:
         return
-    row = int(wrong[0])
-    if not finite[row]:
+    number = tuple(wrong[0].tolist())
+    place = f"[{', '.join(map(str, number))}]"
+    if not finite[number]:
         raise ValueError(
-            f"`input_values[{row}]` has NaN or infinite samples, the first at "
-            f"{int(waveform[row].isfinite().int().argmin())}. Repair the recording or leave it out."
+            f"`{names[0]}{place}` has NaN or infinite samples, the first at "
+            f"{int(waveform[number].isfinite().int().argmin())}. Repair the recording or leave it out."
         )
-    found = f"starts with {attention_mask[row, :8].tolist()}" if lengths[row] else "is 0 everywhere"
+    found = f"starts with {attention_mask[number][:8].tolist()}" if lengths[number] else "is 0 everywhere"
     raise ValueError(
-        f"`attention_mask[{row}]` {found}. It must be 1 for the samples, then 0 for the padding: pad on the right, as "
+        f"`{names[1]}{place}` {found}. It must be 1 for the samples, then 0 for the padding: pad on the right, as "
         "CSCFeatureExtractor does."
     )
+
+
+def _stack_recordings(first: torch.Tensor, second: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Rows of two lengths `(..., samples)`, with zeros behind them → `(..., num_samples)`."""
+    return torch.cat([F.pad(rows, (0, num_samples - rows.shape[-1])) for rows in (first, second)])
 
 
 def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
@@ -1059,6 +1079,15 @@ def main_speaker_embedding(embeddings: torch.Tensor, activity: torch.Tensor) -> 
     return F.normalize((activity.softmax(dim=-1)[..., None] * embeddings).sum(dim=1), dim=-1)
 
 
+def verification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, `()`, of logits and labels of one shape: 1, 0, or -100 for unknown. Ones and zeros weigh
+    the same in all, so a logit is a log-likelihood ratio, whatever their numbers."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), (labels == 1).float(), reduction="none")
+    axes = tuple(range(losses.dim()))
+    of_classes = [masked_mean(losses, labels == label, axes) for label in (0, 1)]
+    return torch.stack(of_classes).sum() / 2
+
+
 # --- the contrast: which mixtures a query may see, and what they answer ----------------------------------------------
 
 
@@ -1288,6 +1317,10 @@ class CSCPreTrainedModel(PreTrainedModel):
             init.zeros_(module.initial_hidden)
         elif isinstance(module, nn.PReLU):
             init.constant_(module.weight, 0.25)
+        elif isinstance(module, CSCForSpeakerVerification):
+            init.constant_(module.log_cosine_scale, math.log(10.0))
+            init.constant_(module.cosine_threshold, 0.5)
+            init.zeros_(module.head_logit.weight)
         elif isinstance(module, CSCForPreTraining):
             init.constant_(module.log_contrastive_scale, math.log(self.config.contrastive_scale))
             if module.recording_classifier is not None:
@@ -1819,6 +1852,172 @@ class CSCForXVector(CSCPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+class CSCForSpeakerVerification(CSCPreTrainedModel):
+    """
+    CSC that scores trials and sees both sides of them (as Neural Scoring does, arXiv 2410.16428): the enrolment of a
+    person is the query of CSC's cross-attention over the segments of a test recording, in which others may speak.
+
+    A logit compares the enrolment with the best active slot of the test, and with what it has read. In a new head it
+    is the mean of these two cosines, shifted and scaled. Training moves it by a small network over their products [O].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from csc_hf import CSCConfig, CSCForSpeakerVerification
+
+    >>> model = CSCForSpeakerVerification(CSCConfig.tiny()).eval()
+    >>> tests, enrolments = torch.randn(3, 8000), torch.randn(4, 2, 8000)  # four people, two recordings of each
+    >>> model(tests, enrolment_values=enrolments).logits.shape
+    torch.Size([3, 4])
+    ```"""
+
+    _keys_to_ignore_on_load_unexpected = [
+        pattern
+        for pattern in cast(list, CSCPreTrainedModel._keys_to_ignore_on_load_unexpected)
+        if "aggreg" not in pattern
+    ]
+
+    def __init__(self, config: CSCConfig):
+        super().__init__(config)
+        self.csc = CSCModel(config)
+        self.aggregator = CSCSpeakerAggregator(config)
+        self.log_cosine_scale = nn.Parameter(torch.empty(1))
+        self.cosine_threshold = nn.Parameter(torch.empty(1))
+        self.head_hidden = nn.Linear(2 * config.speaker_embedding_size + 1, config.classifier_proj_size)
+        self.head_logit = nn.Linear(config.classifier_proj_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        enrolment_values: torch.Tensor | None = None,
+        enrolment_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        Tests and enrolments go through the encoder together, padded to the longer of the two, which changes no logit.
+
+        Args:
+            input_values, attention_mask: Test recordings, as in [`CSCModel`].
+            enrolment_values (`torch.FloatTensor` of shape `(identities, recordings, samples)`): Recordings of people,
+                each of whom is the main speaker of their own. The order of the recordings does not matter.
+            enrolment_attention_mask (`torch.LongTensor` of shape `(identities, recordings, samples)`, *optional*): 1
+                for samples, 0 for padding on the right. A recording of padding alone is not there: an identity may
+                have fewer than others.
+            labels (`torch.Tensor` of shape `(batch, identities)`, *optional*): 1 if the person speaks in the test, 0
+                if not, -100 if that is unknown. The loss is binary cross-entropy, in which both answers weigh the
+                same, however many pairs have them.
+
+        Returns:
+            [`SequenceClassifierOutput`] with `logits` of shape `(batch, identities)`, for all pairs. `hidden_states`
+            and `attentions` are those of the tests, then of the enrolments that are there.
+
+        Raises:
+            ValueError: If `enrolment_values` are not given, or have another shape; if an identity has no recording.
+        """
+        if enrolment_values is None or enrolment_values.dim() != 3:
+            found = None if enrolment_values is None else tuple(enrolment_values.shape)
+            raise ValueError(f"`enrolment_values` must have shape (identities, recordings, samples), got {found}.")
+        check_shape("enrolment_attention_mask", enrolment_attention_mask, enrolment_values.shape)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_values, dtype=torch.long)
+        check_shape("attention_mask", attention_mask, input_values.shape)
+        if enrolment_attention_mask is None:
+            enrolment_attention_mask = torch.ones_like(enrolment_values, dtype=torch.long)
+        lengths = enrolment_attention_mask.sum(-1)
+        present = lengths > 0
+        names = "enrolment_values", "enrolment_attention_mask"
+        audible = enrolment_values.float().masked_fill(enrolment_attention_mask == 0, 0.0)
+        check_recordings(audible, enrolment_attention_mask, lengths, names, may_lack=True)
+        if not is_tracing(present) and not present.any(-1).all():
+            nobody = int(present.any(-1).int().argmin())
+            raise ValueError(f"`{names[1]}[{nobody}]` is 0 everywhere: leave out a person without recordings.")
+        batch, num_samples = len(input_values), max(input_values.shape[-1], enrolment_values.shape[-1])
+        outputs = self.csc(
+            _stack_recordings(input_values, enrolment_values[present], num_samples),
+            _stack_recordings(attention_mask, enrolment_attention_mask[present], num_samples),
+            **kwargs,
+        )
+        embeddings, activity = outputs.source_embeddings, outputs.source_activity
+        main = activity[batch:].argmax(-1)[:, None, None]
+        voices = embeddings.new_zeros(*present.shape, embeddings.shape[-1])
+        voices[present] = embeddings[batch:].take_along_dim(main, dim=1).squeeze(1)
+        queries = F.normalize(voices.sum(1), dim=-1)
+        memory = outputs.source_hidden_states[:batch]
+        memory_mask = length_mask(self.config.num_segments(attention_mask.sum(-1)), memory.shape[2])
+        memory_mask = memory_mask.repeat(1, self.config.num_sources)
+        logits = self.score(queries, embeddings[:batch], activity[:batch], memory.flatten(1, 2), memory_mask)
+        loss = None
+        if labels is not None:
+            check_shape("labels", labels, logits.shape)
+            loss = verification_loss(logits, labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def score(
+        self,
+        queries: torch.Tensor,
+        source_embeddings: torch.Tensor,
+        source_activity: torch.Tensor,
+        memory: torch.Tensor,
+        memory_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Logits of all pairs of people and tests, from what the encoder says of each side.
+
+        Args:
+            queries: Enrolled people, `(identities, speaker_embedding_size)` of unit length: the mean of the embeddings
+                of their recordings, of the most active slot of each.
+            source_embeddings, source_activity: Of the tests, as [`CSCModelOutput`] has them.
+            memory: `source_hidden_states` of the tests, all slots and segments concatenated,
+                `(batch, memory, segment_vector_size)`.
+            memory_mask: 1 for real segments, `(batch, memory)`. `None` means that all are real.
+
+        Returns:
+            `(batch, identities)` float32.
+        """
+        if memory_mask is None:
+            memory_mask = torch.ones(memory.shape[:-1], device=memory.device)
+        active = (source_activity > 0) | (source_activity == source_activity.amax(-1, keepdim=True))
+
+        def compare(queries: torch.Tensor, *tests: torch.Tensor) -> torch.Tensor:
+            slots, activity, active, memory, memory_mask = tests
+            query = self.aggregator.queries(queries, memory.dtype)
+            moments, _ = _attend(query, self.aggregator.keys(memory), memory, memory_mask)
+            mean, mean_square = (moment.flatten(-2).transpose(0, 1) for moment in moments.chunk(2, dim=-1))
+            statistics = pooled_statistics(mean, mean_square - mean.square())  # of what each person reads of each test
+            read = self.csc.speaker_branch.embed(statistics.to(memory.dtype))
+            with full_precision(queries):
+                cosines = torch.einsum("bsd,id->bis", slots, queries)
+            best = cosines.masked_fill(~active[:, None], -2.0).argmax(-1)
+            products = torch.cat([slots.take_along_dim(best[..., None], dim=1), read], dim=-1) * queries.repeat(1, 2)
+            sure = activity.take_along_dim(best, dim=1)[..., None].sigmoid()
+            features = torch.cat([products * queries.shape[-1], sure], dim=-1)  # of size one or so
+            hidden = self.head_hidden(features.to(self.dtype))
+            correction = self.head_logit(F.gelu(hidden)).squeeze(-1).float()
+            cosine = products.sum(-1) / 2
+            return self.log_cosine_scale.float().exp() * (cosine - self.cosine_threshold) + correction
+
+        # By parts, if need be: some people and some tests at a time.
+        vectors = 2 * memory.shape[-1] + 5 * queries.shape[-1] + self.config.classifier_proj_size
+        per_pair = max(self.aggregator.num_heads * memory.shape[1], vectors)
+        num_queries = max(1, min(len(queries), CONTRAST_ELEMENTS // per_pair))
+        num_tests = max(1, CONTRAST_ELEMENTS // (per_pair * num_queries))
+        if num_queries < len(queries) or num_tests < len(memory):
+            compare = _recomputed(compare)
+        sides = source_embeddings, source_activity, active, memory, memory_mask.bool()
+        rows = [
+            torch.cat([compare(part, *tests) for part in queries.split(num_queries)], dim=1)
+            for tests in zip(*(side.split(num_tests) for side in sides), strict=True)
+        ]
+        return torch.cat(rows)
 
 
 class CSCForSequenceClassification(CSCPreTrainedModel):

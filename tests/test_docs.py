@@ -67,6 +67,7 @@ assert found["turns"][0]["speaker"] == "Anna" and found["turns"][-1]["speaker"] 
     'verify.enrol("ben", [ben])': """
 assert [(entry["speaker"], entry["decision"]) for entry in verify(meeting)] == [("anna", True), ("ben", True)]
 """,
+    "enrolment_values=people": "assert model(meeting[None], enrolment_values=people).logits.shape == (1, 2)",
     "stream = MixtureStream(": """
 assert batch["input_values"].shape == (24, 32000) and batch["speaker_ids"].shape == (24, 2)
 """,

@@ -20,6 +20,7 @@ from csc_hf import (
     CSCForAudioFrameClassification,
     CSCForPreTraining,
     CSCForSequenceClassification,
+    CSCForSpeakerVerification,
     CSCForSpeechSeparation,
     CSCForXVector,
     CSCModel,
@@ -50,6 +51,7 @@ CLASSES = [
     CSCForAudioFrameClassification,
     CSCForSpeechSeparation,
 ]
+ALL_CLASSES = [*CLASSES, CSCForSpeakerVerification]  # which takes two sides: see test_scorer.py
 FRONT_ENDS = ["conv", "stft"]
 
 
@@ -106,6 +108,7 @@ def labels_of(model, num_samples):
         CSCForXVector: {"labels": torch.arange(6) % 2},
         CSCForSequenceClassification: {"labels": torch.arange(6) % 2},
         CSCForAudioFrameClassification: {"labels": torch.ones(6, model.config.num_segments(num_samples), 2)},
+        CSCForSpeakerVerification: {"enrolment_values": batch["source_values"], "labels": torch.eye(6)},
     }
     return {"input_values": batch["input_values"]} | labels[type(model)]
 
@@ -1098,10 +1101,12 @@ def wrap_layers(module):
 
 @pytest.mark.parametrize(
     ("front_end", "model_class"),
-    [*itertools.product(FRONT_ENDS, CLASSES), ("mel", CSCForPreTraining), ("tdnn", CSCForPreTraining)],
+    [*itertools.product(FRONT_ENDS, ALL_CLASSES), ("mel", CSCForPreTraining), ("tdnn", CSCForPreTraining)],
 )
 def test_every_wrapped_layer_learns(model_class, front_end):
     model = model_class(tiny(front_end)).train()
+    if model_class is CSCForSpeakerVerification:
+        nn.init.normal_(model.head_logit.weight)  # zeros teach nothing before them
     wrap_layers(model)
     output = model(**labels_of(model, 2000))
     loss = sum(value.square().mean() for value in tensors(output).values()) if model_class is CSCModel else output.loss
@@ -1127,7 +1132,7 @@ def test_dynamic_quantisation_hardly_changes_the_output(model_class):
                 assert F.cosine_similarity(actual[name].flatten(1), value.flatten(1)).min() > 0.99, name
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("model_class", ALL_CLASSES)
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 def test_offloaded_weights_give_the_same_output(model_class, where, tmp_path):
     model = model_class(tiny("conv" if where == "cpu" else "stft")).eval()

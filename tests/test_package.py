@@ -21,6 +21,7 @@ from csc_hf import (
     CSCConfig,
     CSCFeatureExtractor,
     CSCForPreTraining,
+    CSCForSpeakerVerification,
     CSCForSpeechSeparation,
     CSCForXVector,
     CSCPreTrainedModel,
@@ -121,6 +122,7 @@ def test_auto_classes_load_what_was_saved(tmp_path):
         CSCForPreTraining,
         pytest.param(CSCForXVector, marks=pytest.mark.release),
         pytest.param(CSCForSpeechSeparation, marks=pytest.mark.release),
+        pytest.param(CSCForSpeakerVerification, marks=pytest.mark.release),
     ],
 )
 def test_a_saved_folder_loads_where_csc_hf_is_not_installed(saved_class, tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoFeatureExtractor, pipeline
 
 from csc_hf import CSCForPreTraining
 from csc_hf.data.utterances import stream_utterances
-from csc_hf.evaluation.calibration import ENROLMENTS, Calibration
+from csc_hf.evaluation.calibration import Calibration
 from csc_hf.evaluation.trials import build_trials
 from csc_hf.evaluation.verification import evaluate
 
@@ -113,7 +113,7 @@ def test_its_figures(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_calibrated(name):
     model = CSCForPreTraining.from_pretrained(CARDS / name)
-    assert {calibration["enrolment"] for calibration in model.config.calibration.values()} == set(ENROLMENTS)
+    assert {calibration["enrolment"] for calibration in model.config.calibration.values()} == {"mean", "attention"}
     for stored in model.config.calibration.values():
         calibration = Calibration.load(model, stored["condition"], stored["enrolment"])
         assert calibration.to_dict() == stored
@@ -121,7 +121,7 @@ def test_it_is_calibrated(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("enrolment", ENROLMENTS)
+@pytest.mark.parametrize("enrolment", ["mean", "attention"])
 def test_it_decides_who_speaks_in_the_recordings_that_ship(name, enrolment, caplog):
     verify = pipeline("speaker-verification", model=str(CARDS / name), enrolment=enrolment)
     audio = ROOT / "examples" / "audio"

@@ -27,6 +27,7 @@ from csc_hf import (
     CSCForAudioFrameClassification,
     CSCForPreTraining,
     CSCForSequenceClassification,
+    CSCForSpeakerVerification,
     CSCForSpeechSeparation,
     CSCForXVector,
     CSCModel,
@@ -214,6 +215,16 @@ class CSCModelTester:
             "attention_mask": attention_mask.to(torch_device),
         }
 
+    def enrolments(self) -> dict[str, torch.Tensor]:
+        """Of three people, by up to two recordings of each."""
+        lengths = torch.tensor([[300, 400], [400, 0], [100, 200]])
+        generator = torch.Generator().manual_seed(1)
+        enrolments = {
+            "enrolment_values": torch.randn(*lengths.shape, self.num_samples, generator=generator),
+            "enrolment_attention_mask": (torch.arange(self.num_samples) < lengths[..., None]).long(),
+        }
+        return {name: value.to(torch_device) for name, value in enrolments.items()}
+
     def labels(self, model_class: type) -> dict[str, torch.Tensor]:
         frames = (torch.arange(self.num_segments)[:, None] + torch.arange(self.config.num_labels)) % 2
         frames = frames.float().repeat(self.batch_size, 1, 1)
@@ -226,6 +237,7 @@ class CSCModelTester:
             CSCForXVector: {"labels": self.class_labels},
             CSCForSequenceClassification: {"labels": self.class_labels},
             CSCForAudioFrameClassification: {"labels": frames},
+            CSCForSpeakerVerification: {"labels": torch.eye(self.batch_size, 3)},
         }
         return {name: value.to(torch_device) for name, value in labels[model_class].items()}
 
@@ -240,6 +252,7 @@ class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
         CSCForSequenceClassification,
         CSCForAudioFrameClassification,
         CSCForSpeechSeparation,
+        CSCForSpeakerVerification,
     )
     test_resize_embeddings = False  # token embeddings
 
@@ -250,6 +263,8 @@ class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         # Upstream's own finds labels by the names of its classes, and drops the mask of x-vector models.
         inputs = copy.deepcopy(inputs_dict)
+        if model_class is CSCForSpeakerVerification:
+            inputs.update(self.model_tester.enrolments())
         if return_labels:
             inputs.update(self.model_tester.labels(model_class))
         return inputs
@@ -280,6 +295,12 @@ class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
         left_alone = {name for name, parameter in model.named_parameters() if parameter.grad is None}
         layers = ["embedding", "batch_norm"] if config.embedding_batch_norm else ["embedding"]
         assert left_alone == {f"csc.speaker_branch.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+    def test_batching_equivalence(self):
+        # Hidden states of the scorer are of tests, then of enrolments, which upstream would compare with one another.
+        # test_scorer.py compares its pairs with each pair alone.
+        self.all_model_classes = tuple(c for c in type(self).all_model_classes if c is not CSCForSpeakerVerification)
+        super().test_batching_equivalence()
 
     def test_bc_torch_dtype(self):
         self.all_model_classes = (CSCForXVector,)  # loads 14 times, and has a subtest for each weight
@@ -370,6 +391,8 @@ class TrainingTests(ExplainedSkips, upstream.TrainingTesterMixin):
     def _create_text_training_batch(self, **sizes):
         inputs = self.model_tester.prepare_config_and_inputs_for_common()[1]
         batch = inputs | self.model_tester.labels(self.model_class)
+        if self.model_class is CSCForSpeakerVerification:
+            batch |= self.model_tester.enrolments()
         return {name: value.cpu() for name, value in batch.items()}  # the test leaves the model on the CPU
 
 
@@ -383,6 +406,10 @@ class SequenceClassificationTrainingTest(TrainingTests, unittest.TestCase):
 
 class AudioFrameClassificationTrainingTest(TrainingTests, unittest.TestCase):
     model_class = CSCForAudioFrameClassification
+
+
+class SpeakerVerificationTrainingTest(TrainingTests, unittest.TestCase):
+    model_class = CSCForSpeakerVerification
 
 
 # --- feature extractor -----------------------------------------------------------------------------------------------

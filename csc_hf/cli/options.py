@@ -13,6 +13,7 @@ class Kind(StrEnum):
 
     mean = "mean"
     attention = "attention"
+    scorer = "scorer"
 
 
 Model = Annotated[
@@ -27,4 +28,7 @@ Threshold = Annotated[
 Condition = Annotated[
     str | None, typer.Option(help="Condition of the calibration to use, where the model has several.")
 ]
-KIND_HELP = "How voices are compared: with the mean embedding of the enrolment, or by the trained cross-attention."
+KIND_HELP = (
+    "How voices are compared: with the mean embedding of the enrolment, by the trained cross-attention, or by the "
+    "scorer of CSCForSpeakerVerification."
+)

@@ -7,7 +7,7 @@ The tensors of voice 0 are `embedding.0` (embedding,) and, where speakers are en
 - `format` "csc_hf.voices", `version` "1";
 - `voices`: a JSON list of `{"name": ..., "recordings": ...}`, one for each voice, with the number of recordings;
 - `model`: what the model was called, for messages; `fingerprint`: a hash of what its embeddings depend on;
-- `enrolment`: "mean" or "attention"; `sampling_rate`: in Hz.
+- `enrolment`: "mean", "attention" or "scorer"; `sampling_rate`: in Hz.
 """
 
 import hashlib

@@ -17,7 +17,7 @@ from .recordings import Recording, by_name, opened
 def verify(
     enrolment: Annotated[str, typer.Argument(metavar="A", help="Recording of a voice; several: a folder or pattern.")],
     test: Annotated[str, typer.Argument(metavar="B", help="Recording in which the voice may speak; - is stdin.")],
-    kind: Annotated[Kind, typer.Option("--enrolment", help=KIND_HELP)] = Kind.mean,
+    kind: Annotated[Kind | None, typer.Option("--enrolment", help=KIND_HELP)] = None,
     threshold: Threshold = None,
     condition: Condition = None,
     as_json: Json = False,
@@ -32,9 +32,9 @@ def verify(
     csc-hf verify anna.wav call.wav && echo "It is Anna."
     ```
 
-    The score is a cosine, the llr a log-likelihood ratio (natural logarithm) by the calibration of the model. A
-    decision holds for conditions like those of its calibration. `--json` prints one object with `score`, `llr`,
-    `decision`, `threshold`, `condition`, `silent` and `several_speakers`.
+    The score is a cosine (of a scorer, a logit), the llr a log-likelihood ratio (natural logarithm) by the
+    calibration of the model. A decision holds for conditions like those of its calibration. `--json` prints one
+    object with `score`, `llr`, `decision`, `threshold`, `condition`, `silent` and `several_speakers`.
 
     Exit status: 0 same voice, 1 different voices, 2 an error, 3 nothing decided: a recording is silent, or there
     is neither calibration nor threshold.
@@ -45,7 +45,7 @@ def verify(
         pipe = load_pipeline(
             "speaker-verification",
             check_model(model),
-            enrolment=kind.value,
+            enrolment=kind and kind.value,
             threshold=threshold,
             condition=condition,
         )

@@ -9,9 +9,10 @@ import numpy as np
 
 from .metrics import equal_error_rate
 
-ENROLMENTS = ("mean", "attention")
-"""How enrolled recordings are compared with a test: by the mean of their embeddings, or by the trained cross-attention
-of `CSCForPreTraining`. The two give different scores, so each needs a calibration of its own."""
+ENROLMENTS = ("mean", "attention", "scorer")
+"""How enrolled recordings are compared with a test: by the mean of their embeddings, by the trained cross-attention of
+`CSCForPreTraining`, or by `CSCForSpeakerVerification`. They give different scores, so each needs a calibration of its
+own."""
 
 RIDGE = 1e-5
 """Weight, in the loss (nats), of half the squared scale and offset of scores of unit variance. It keeps the
@@ -23,7 +24,7 @@ Numbers = TypeVar("Numbers", float, np.ndarray)
 def check_enrolment(enrolment: str) -> None:
     """Raise a ValueError unless `enrolment` is one of `ENROLMENTS`."""
     if enrolment not in ENROLMENTS:
-        raise ValueError(f'enrolment={enrolment!r}: choose "mean" or "attention"')
+        raise ValueError(f'enrolment={enrolment!r}: choose "mean", "attention" or "scorer"')
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Calibration:
         Args:
             model_or_config: A CSC model or its configuration.
             condition: Name of a condition. `None`: the only one there is, or None where there is none.
-            enrolment: One of `ENROLMENTS`. Calibrations for the other are not considered.
+            enrolment: One of `ENROLMENTS`. Calibrations for the others are not considered.
 
         Raises:
             ValueError: There is none for that condition and enrolment, or there are several and no condition is given.

@@ -67,7 +67,8 @@ def add_options(parser: argparse.ArgumentParser, needs_model: bool = True) -> No
         "--enrolment",
         choices=ENROLMENTS,
         default="mean",
-        help="compare a test with the mean embedding of an enrolment, or by the trained cross-attention",
+        help="compare a test with the mean embedding of an enrolment, by the trained cross-attention, or by the "
+        "scorer of a CSCForSpeakerVerification",
     )
     add("--num_resamples", type=int, default=500, help="draws of the speakers for confidence intervals; 0: none")
     add("--batch_size", type=int, default=16)

@@ -53,8 +53,9 @@ class CSCEmbedder:
     Args:
         model: Called with `input_values` and `attention_mask`, both (batch, samples). It returns `source_embeddings`
             (batch, slots, embedding), `source_activity` (batch, slots) logits and, where it separates, `sources`
-            (batch, slots, samples): `CSCForPreTraining`, `CSCForSpeechSeparation`, `CSCModel`. It runs in eval mode,
-            and each of its modules gets its mode back.
+            (batch, slots, samples): `CSCForPreTraining`, `CSCForSpeechSeparation`, `CSCModel`. Of a
+            `CSCForSpeakerVerification`, the base model is called. It runs in eval mode, and each of its modules gets
+            its mode back.
         batch_size: Waveforms a forward pass. They are batched by length and padded, which changes no embedding.
     """
 
@@ -71,9 +72,10 @@ class CSCEmbedder:
         embeddings: dict[int, np.ndarray] = {}
         activity: dict[int, np.ndarray] = {}
         sources: dict[int, np.ndarray] = {}
+        encoder = self.model.base_model if hasattr(self.model, "score") else self.model
         with _evaluating(self.model):
             for numbers in _batches(waveforms, self.batch_size):
-                output = self._run(self.model, [waveforms[number] for number in numbers])
+                output = self._run(encoder, [waveforms[number] for number in numbers])
                 embeddings |= zip(numbers, _to_numpy(output.source_embeddings), strict=True)
                 activity |= zip(numbers, _to_numpy(output.source_activity), strict=True)
                 if output.sources is not None:
@@ -115,6 +117,34 @@ class CSCEmbedder:
             raise ValueError(
                 f'enrolment="attention" needs the cross-attention, which {type(self.model).__name__} lacks: load '
                 "CSCForPreTraining"
+            )
+
+    @torch.inference_mode()
+    def score(self, waveform: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        """Ask `CSCForSpeakerVerification` whether people speak in a recording.
+
+        Args:
+            waveform: The recording.
+            queries: (queries, embedding) of unit length, of the people.
+
+        Returns:
+            (queries,) logits.
+
+        Raises:
+            ValueError: The model has no scorer.
+        """
+        self.check_scorer()
+        with _evaluating(self.model):
+            found = self._run(self.model.base_model, [waveform])
+            sides = found.source_embeddings, found.source_activity, found.source_hidden_states.flatten(1, 2)
+            return _to_numpy(self.model.score(torch.from_numpy(queries).to(found.source_embeddings), *sides)[0])
+
+    def check_scorer(self) -> None:
+        """Raise a ValueError unless the model has a scorer."""
+        if not hasattr(self.model, "score"):
+            raise ValueError(
+                f'enrolment="scorer" needs a scorer, which {type(self.model).__name__} lacks: train a '
+                "CSCForSpeakerVerification (examples/finetune_scorer.py)"
             )
 
     def _run(self, model: Any, waveforms: list[np.ndarray]):
@@ -323,13 +353,16 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioXVector
 
     from ..configuration_csc import CSCConfig
-    from ..modeling_csc import CSCForPreTraining, CSCForSpeechSeparation
+    from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCForSpeechSeparation
 
     config = AutoConfig.from_pretrained(spec)
     is_x_vector = any(name.endswith("ForXVector") for name in config.architectures or ())
     if isinstance(config, CSCConfig) and not is_x_vector:
-        with_aggregator = "CSCForPreTraining" in (config.architectures or ())
-        model: Any = (CSCForPreTraining if with_aggregator else CSCForSpeechSeparation).from_pretrained(spec)
+        model_class: Any = CSCForSpeechSeparation
+        for with_more in (CSCForPreTraining, CSCForSpeakerVerification):
+            if with_more.__name__ in (config.architectures or ()):
+                model_class = with_more
+        model: Any = model_class.from_pretrained(spec)
         return CSCEmbedder(model.to(_device()), batch_size)
     if not is_x_vector:
         raise ValueError(

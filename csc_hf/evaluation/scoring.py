@@ -89,7 +89,9 @@ def score_trials(
         trials: From `build_trials` or `csc_hf.evaluation.trial_files.read_trials`.
         enrolment: "mean" compares a test with the mean of the embeddings of the enrolment's recordings. "attention"
             compares it with what the cross-attention of `CSCForPreTraining` answers to the embedding of the test
-            (`CSCEmbedder.attend`), also for a single recording or a mixture.
+            (`CSCEmbedder.attend`), also for a single recording or a mixture. "scorer" asks a
+            `CSCForSpeakerVerification` whether the mean of the enrolment speaks in the test (`CSCEmbedder.score`); the
+            score is its logit.
         cohort: Recordings of other speakers for adaptive s-norm (`csc_hf.evaluation.metrics.as_norm`). A member of the
             cohort is the mean embedding of a speaker. `None`: scores are not normalised.
         top_k: Number of closest members of the cohort that normalise a score; all if there are fewer.
@@ -98,13 +100,19 @@ def score_trials(
 
     Raises:
         ValueError: An embedding is not finite or zero, a speaker of the cohort is in the trials, the embedder has no
-            fingerprint to be cached by, or it has no cross-attention.
+            fingerprint to be cached by, or it has no cross-attention or scorer; or a scorer has a cohort.
     """
     check_enrolment(enrolment)
     if enrolment == "attention":
         if not isinstance(embedder, CSCEmbedder):
             raise ValueError(f'enrolment="attention" needs the cross-attention of CSC, which {embedder} lacks')
         embedder.check_attention()
+    if enrolment == "scorer":
+        if not isinstance(embedder, CSCEmbedder):
+            raise ValueError(f'enrolment="scorer" needs a CSCForSpeakerVerification, and {embedder} is none')
+        embedder.check_scorer()
+        if cohort is not None:
+            raise ValueError('enrolment="scorer" gives logits, which no cohort normalises: leave the cohort out')
     if cohort is not None:
         both = {str(r.speaker) for r in cohort.recordings} & {str(r.speaker) for r in trials.recordings}
         if both:
@@ -117,7 +125,9 @@ def score_trials(
 
     enrolment_kinds = sorted({condition.kinds[0] for condition in trials.conditions.values()})
     num_enrolments = len(trials.enrolments) * len(enrolment_kinds) if enrolment == "attention" else 0
-    total = len(trials.kinds) * len(trials.recordings) + (len(cohort.recordings) if cohort else 0) + num_enrolments
+    pairs_of_kinds = {condition.kinds for condition in trials.conditions.values()} if enrolment == "scorer" else set()
+    num_signals = (len(trials.kinds) + len(pairs_of_kinds)) * len(trials.recordings)
+    total = num_signals + (len(cohort.recordings) if cohort else 0) + num_enrolments
     with tqdm(total=total, desc="verification", unit="signal", disable=not progress) as bar:
 
         def embed(of: TrialSet, kind: str) -> _Embedded:
@@ -131,9 +141,17 @@ def score_trials(
         if enrolment == "attention":
             assert isinstance(embedder, CSCEmbedder)  # checked above
             attended = {kind: _attend(embedder, trials, kind, embedded, members, bar) for kind in enrolment_kinds}
+        logits = {}
+        for kinds in pairs_of_kinds:
+            assert isinstance(embedder, CSCEmbedder)  # checked above
+            logits[kinds] = _judge(embedder, trials, kinds, embedded, bar)
 
-    scores, slot_known = {}, {}
+    scores: dict[str, np.ndarray] = {}
+    slot_known: dict[str, np.ndarray | None] = {}
     for name, condition in trials.conditions.items():
+        if enrolment == "scorer":
+            scores[name], slot_known[name] = logits[condition.kinds][condition.enrolment, condition.test], None
+            continue
         scores[name], slot_known[name] = _score_condition(trials, condition, embedded, attended, members, top_k)
     improvement = {
         kind: None if signals.si_sdr_improvement is None else float(signals.si_sdr_improvement.mean())
@@ -263,6 +281,26 @@ def _attend(
     }
 
 
+def _judge(
+    embedder: CSCEmbedder, trials: TrialSet, kinds: tuple[str, str], embedded: Mapping[str, _Embedded], bar: tqdm
+) -> np.ndarray:
+    """(enrolments, signals): logits of each enrolment, by signals of the first kind, for each signal of the second. Of
+    an enrolment that is a mixture, the highest of its slots."""
+    models, allowed = _combine(embedded[kinds[0]].embeddings, _enrolled_slots(kinds[0], embedded), trials.enrolments)
+    logits = np.empty((len(models), len(trials.recordings)), dtype=np.float32)
+    for number in range(len(trials.recordings)):
+        of_slots = np.full(allowed.shape, -np.inf, dtype=np.float32)
+        of_slots[allowed] = embedder.score(trials.signal(kinds[1], number)[0], models[allowed])
+        logits[:, number] = of_slots.max(axis=1)
+        bar.update(1)
+    return logits
+
+
+def _enrolled_slots(kind: str, embedded: Mapping[str, _Embedded]) -> np.ndarray:
+    """(signals, slots) True for the slots that enrol somebody: of one talker, the most active one."""
+    return embedded[kind].main_slot if KINDS[kind].talkers == 1 else embedded[kind].active_slots
+
+
 def _cohort_members(cohort: TrialSet, embedded: _Embedded) -> np.ndarray:
     """(speakers, embedding): the mean embedding of each speaker of the cohort."""
     main = embedded.embeddings[embedded.main_slot]  # (recordings, embedding)
@@ -303,8 +341,7 @@ def _score_condition(
         top = min(top_k, len(members))
         return as_norm(scores, condition.enrolment, condition.test, cohort_of_enrolments, cohort_of_tests, top)
 
-    one_talker = KINDS[of_enrolment].talkers == 1
-    scores = score(enrolment.main_slot if one_talker else enrolment.active_slots, test.active_slots)
+    scores = score(_enrolled_slots(of_enrolment, embedded), test.active_slots)
     if enrolment.true_slots is None or test.true_slots is None:
         return scores, None
     return scores, score(enrolment.true_slots, test.true_slots)

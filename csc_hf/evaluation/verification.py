@@ -24,17 +24,19 @@ from .scoring import Scores, score_trials
 from .trial_set import BASIC_CONDITIONS, Trials, TrialSet
 
 
-def evaluate(model: torch.nn.Module, trials: TrialSet, batch_size: int = 16, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    model: torch.nn.Module, trials: TrialSet, batch_size: int = 16, progress: bool = True, enrolment: str = "mean"
+) -> dict[str, Any]:
     """Measure a CSC model as it is, without calibration and intervals: what is measured during training.
 
     Args:
         model, batch_size: See [`~csc_hf.evaluation.embedders.CSCEmbedder`].
-        trials, progress: See [`score_trials`].
+        trials, progress, enrolment: See [`score_trials`].
 
     Returns:
         What [`measure`] returns.
     """
-    return measure(score_trials(CSCEmbedder(model, batch_size), trials, progress=progress))
+    return measure(score_trials(CSCEmbedder(model, batch_size), trials, enrolment, progress=progress))
 
 
 def calibrate(scores: Scores, p_target: float = 0.5) -> dict[str, Calibration]:

@@ -13,8 +13,8 @@ from transformers.utils import logging
 from ..configuration_csc import CSCConfig
 from ..enrolment import Enrolment, enrol, enrolling, is_silent
 from ..evaluation.calibration import Calibration, calibrated_conditions, check_enrolment
-from ..long_audio import Job, embedding
-from ..modeling_csc import CSCForPreTraining, CSCModel, CSCPreTrainedModel
+from ..long_audio import Job, SeparatedAudio, embedding
+from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCModel, CSCPreTrainedModel
 from .base import _CSCPipeline, load_by_name
 
 logger = logging.get_logger(__name__)
@@ -24,16 +24,19 @@ class SpeakerVerificationPipeline(_CSCPipeline):
     """
     Do two recordings hold the same speaker, even if others speak too?
 
-    The score is the cosine of the enrolled speaker with the best active slot of the test recording. In an enrolment
-    recording, the most active slot is taken for the speaker. Log-likelihood ratio and decision come from the
-    calibration in the configuration of the model ([`~csc_hf.evaluation.calibration.Calibration`]). Without a
-    calibration for this kind of enrolment, the pipeline warns, and decides only by a `threshold` of yours.
+    The score is the cosine of the enrolled speaker with the best active slot of the test recording, or the logit of a
+    [`CSCForSpeakerVerification`]. In an enrolment recording, the most active slot is taken for the speaker.
+    Log-likelihood ratio and decision come from the calibration in the configuration of the model
+    ([`~csc_hf.evaluation.calibration.Calibration`]). Without a calibration for this kind of enrolment, the pipeline
+    warns, and decides only by a `threshold` of yours.
 
     Args:
-        model: Any CSC model. By name, [`CSCForPreTraining`] is loaded if the checkpoint is one, else [`CSCModel`].
-        enrolment (`str`, defaults to `"mean"`): How a test is compared with the recordings of a speaker: `"mean"`,
-            with the mean of their embeddings; `"attention"`, by the trained cross-attention of [`CSCForPreTraining`],
-            with the slots of the test as queries.
+        model: Any CSC model. By name, [`CSCForPreTraining`] or [`CSCForSpeakerVerification`] is loaded if the
+            checkpoint is one, else [`CSCModel`].
+        enrolment (`str`, *optional*): How a test is compared with the recordings of a speaker: `"mean"`, with the mean
+            of their embeddings; `"attention"`, by the trained cross-attention of [`CSCForPreTraining`], with the slots
+            of the test as queries; `"scorer"`, by [`CSCForSpeakerVerification`], with that mean as the query. If not
+            given, it is `"scorer"` for such a model, and `"mean"` for all others.
         threshold (`float`, *optional*): Lowest score that is accepted. Replaces the calibration.
         condition (`str`, *optional*): Condition whose calibration is used, if several are stored.
 
@@ -55,13 +58,20 @@ class SpeakerVerificationPipeline(_CSCPipeline):
     [{'speaker': 'anna', 'score': 0.73, ...}]
     ```"""
 
-    def __init__(self, *args, enrolment: str = "mean", **kwargs):
+    def __init__(self, *args, enrolment: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if enrolment is None:
+            enrolment = "scorer" if hasattr(self.model, "score") else "mean"
         check_enrolment(enrolment)
         if enrolment == "attention" and not hasattr(self.model, "aggregate"):
             raise ValueError(
                 f'enrolment="attention" needs the cross-attention, which this {type(self.model).__name__} lacks: use '
                 "a checkpoint of CSCForPreTraining"
+            )
+        if enrolment == "scorer" and not hasattr(self.model, "score"):
+            raise ValueError(
+                f'enrolment="scorer" needs a scorer, which this {type(self.model).__name__} lacks: use a checkpoint '
+                "of CSCForSpeakerVerification"
             )
         self.enrolment = enrolment
         self.enrolled: dict[str, Enrolment] = {}
@@ -70,8 +80,9 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             and self._postprocess_params.get("condition") is None
             and not calibrated_conditions(self.model, enrolment)
         ):
+            scores = "LOGITS" if enrolment == "scorer" else "COSINES"
             logger.warning(
-                f"This model has no calibration for enrolment={enrolment!r}: SCORES ARE BARE COSINES AND NOTHING IS "
+                f"This model has no calibration for enrolment={enrolment!r}: SCORES ARE BARE {scores} AND NOTHING IS "
                 "DECIDED. Learn a calibration on trials of your own (csc_hf.evaluation.calibration.fit_calibration, "
                 "then .store(model)), or pass threshold=..."
             )
@@ -105,8 +116,13 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             A list of the enrolled speakers, as of a call with a test recording alone.
 
         Raises:
-            ValueError: Nobody is enrolled; the embedding has another shape; the calibration is ambiguous.
+            ValueError: Nobody is enrolled; the embedding has another shape; the calibration is ambiguous; a scorer is
+                to compare, which needs the recording.
         """
+        if self.enrolment == "scorer":
+            raise ValueError(
+                'enrolment="scorer" hears the test recording: give that, or compare with enrolment="mean"'
+            )
         if not self.enrolled:
             raise ValueError("nobody is enrolled: call .enrol(name, recordings) first")
         slots = np.asarray(embedding, dtype=np.float32)[None]
@@ -131,11 +147,11 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             threshold, condition: As of the pipeline.
 
         Returns:
-            `dict`: `score`, a cosine; `llr`, the log-likelihood ratio (natural logarithm) or None; `decision`, a bool,
-            or None where there is neither calibration nor threshold, or where a recording is `silent`; `threshold` on
-            the score and the `condition` of its calibration, or None; `several_speakers`, whether the test holds more
-            than one active slot. Against enrolled speakers: a list of them, each with its `speaker`, best first. For a
-            list, a list of results in its order; for a generator or dataset, an iterator.
+            `dict`: `score`, a cosine or, of a scorer, a logit; `llr`, the log-likelihood ratio (natural logarithm) or
+            None; `decision`, a bool, or None where there is neither calibration nor threshold, or where a recording is
+            `silent`; `threshold` on the score and the `condition` of its calibration, or None; `several_speakers`,
+            whether the test holds more than one active slot. Against enrolled speakers: a list of them, each with its
+            `speaker`, best first. For a list, a list of results in its order; for a generator or dataset, an iterator.
 
         Raises:
             ValueError: A recording cannot be decoded, is empty, or holds NaN; nobody is enrolled; several calibrations
@@ -169,7 +185,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         return len(trial["test"])
 
     def _job(self, trial: dict) -> Job[dict]:
-        audio = yield from embedding(self.model.base_model, trial["test"])
+        audio = yield from embedding(self.model.base_model, trial["test"], with_segments=self.enrolment == "scorer")
         active = audio.activity > 0
         slots = audio.embeddings[active | (audio.activity == audio.activity.max())]
         one = "enrolment" in trial
@@ -181,7 +197,10 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         return {
             "one": one,
             "several_speakers": bool(active.sum() > 1),
-            "scores": {name: self._score(enrolment, slots) for name, enrolment in enrolled.items()},
+            "scores": {
+                name: self._score(enrolment, slots) if audio.segments is None else self._logit(enrolment, audio)
+                for name, enrolment in enrolled.items()
+            },
             "silent": {name: silent or enrolment.silent for name, enrolment in enrolled.items()},
         }
 
@@ -192,6 +211,13 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         queries = torch.from_numpy(slots).to(enrolment.memory)
         answers = self.model.aggregate(queries, enrolment.memory.expand(len(queries), -1, -1))
         return F.cosine_similarity(answers.float(), queries.float(), dim=-1).max().item()
+
+    def _logit(self, enrolment: Enrolment, audio: SeparatedAudio) -> float:
+        """What the scorer says of an enrolled speaker and a test, whose segments were kept."""
+        sides = (torch.from_numpy(array) for array in (enrolment.embedding, audio.embeddings, audio.activity))
+        query, embeddings, activity = (side.to(self.model.device)[None] for side in sides)
+        assert audio.segments is not None
+        return self.model.score(query, embeddings, activity, audio.segments[None]).item()
 
     def postprocess(self, outputs: dict, threshold: float | None = None, condition: str | None = None):
         calibration = Calibration.load(self.model, condition, self.enrolment) if threshold is None else None
@@ -224,5 +250,8 @@ class VerificationModel:
             config, _ = CSCConfig.get_config_dict(name, **kwargs)
         except OSError:  # an adapter has no configuration of its own
             config = {}
-        has_attention = "CSCForPreTraining" in (config.get("architectures") or ())
-        return load_by_name(CSCForPreTraining if has_attention else CSCModel, name, **kwargs)
+        model_class: type[CSCPreTrainedModel] = CSCModel
+        for with_more in (CSCForPreTraining, CSCForSpeakerVerification):
+            if with_more.__name__ in (config.get("architectures") or ()):
+                model_class = with_more
+        return load_by_name(model_class, name, **kwargs)

@@ -68,7 +68,7 @@ def test_labels_may_be_bool_and_order_does_not_matter():
         ([0.1, 0.2], [1, 0], {}, "targets score 0.1 on average, non-targets 0.2"),
         ([0.1, 0.1], [1, 0], {}, "tell nothing"),
         ([0.1, 0.2], [0, 1], {"p_target": 1.0}, "p_target=1.0"),
-        ([0.1, 0.2], [0, 1], {"enrolment": "median"}, '\'median\': choose "mean" or "attention"'),
+        ([0.1, 0.2], [0, 1], {"enrolment": "median"}, '\'median\': choose "mean", "attention" or "scorer"'),
     ],
 )
 def test_bad_trials_are_named(scores, labels, options, message):

@@ -240,7 +240,8 @@ ERRORS = {
     "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
     "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
-    "no data": ("evaluate mfcc --data no/*.parquet", "no/*.parquet"),
+    "no data": ("evaluate mfcc --data no/*.parquet", "no/*.parquet: no such files or folder"),
+    "a folder of no data": ("evaluate mfcc --data empty", "empty: no such files or folder, and no such data set"),
     "no speakers": (
         "evaluate mfcc --data speech/*.parquet --speaker_column_name who --id_column_name none",
         "speech/*.parquet: speaker_column='who': the data has no such column",

@@ -140,6 +140,7 @@ def stream_utterances(
 
     Raises:
         ValueError: a column is missing.
+        FileNotFoundError: no file matches.
         Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
     dataset = load_dataset(split=split, streaming=True, **dataset_arguments(name_or_path, split, **load_options))
@@ -150,11 +151,16 @@ def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_option
     """Arguments of `datasets.load_dataset`, apart from the split itself, for what `stream_utterances` takes.
 
     An existing path is a path, whatever its letters; anything else may be a pattern.
+
+    Raises:
+        FileNotFoundError: no file matches.
     """
     path = os.fspath(name_or_path)
     builder = BUILDERS.get(os.path.splitext(path)[1])
     if builder is not None:
         files = glob.escape(path) if os.path.isfile(path) else path
+        if "://" not in path and not glob.glob(files, recursive=True):
+            raise FileNotFoundError(f"no file matches {path!r}")
         return {"path": builder, "data_files": {split: files}} | load_options
     if _looks_like_pattern(path) and "data_files" not in load_options:
         return _files_of_folder(os.path.abspath(path)) | load_options

@@ -104,12 +104,15 @@ def open_speech(args: argparse.Namespace, data: str, labelled: bool = True) -> U
     Open a data set by the options that name its split and columns, "none" where there is no such column.
 
     Raises:
-        ValueError: The data has no such column. The message names the data and the remedy.
+        ValueError: There is no such data, or it has no such column. The message names the data and the remedy.
     """
     labels = [args.speaker_column_name, args.source_column_name] if labelled else [None, None]
     columns = [None if name == "none" else name for name in (*labels, args.id_column_name)]
     try:
         return stream_utterances(data, args.split, args.audio_column_name, *columns)
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{data}: no such files or folder, and no such data set can be had ({why})") from error
     except ValueError as error:
         raise ValueError(f"{data}: {error} (here --..._column_name, and none)") from error
 

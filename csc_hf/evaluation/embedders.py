@@ -342,7 +342,7 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
 
     Raises:
         ImportError: A package is missing.
-        ValueError: The model has no speaker embedding.
+        ValueError: There is no such model, or it has no speaker embedding.
     """
     if spec in EMBEDDERS:
         return EMBEDDERS[spec]()
@@ -355,7 +355,11 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
     from ..configuration_csc import CSCConfig
     from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCForSpeechSeparation
 
-    config = AutoConfig.from_pretrained(spec)
+    try:
+        config = AutoConfig.from_pretrained(spec)
+    except (OSError, ValueError) as error:
+        names, why = ", ".join(EMBEDDERS), str(error).splitlines()[0]
+        raise ValueError(f"{spec!r} is none of {names}, and no model can be loaded from it: {why}") from error
     is_x_vector = any(name.endswith("ForXVector") for name in config.architectures or ())
     if isinstance(config, CSCConfig) and not is_x_vector:
         model_class: Any = CSCForSpeechSeparation

@@ -210,6 +210,9 @@ def test_an_exported_part_without_an_embedding_is_refused(tmp_path, monkeypatch)
         load_embedder(str(files["scorer"]))
     with pytest.raises(FileNotFoundError, match="nowhere.onnx"):
         load_embedder(str(tmp_path / "nowhere.onnx"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="/empty' is none of mfcc, .*, and no model can be loaded from it: .*config"):
+        load_embedder(str(tmp_path / "empty"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"onnxruntime cannot be imported .* pip install 'csc-hf\[export\]'"):
         load_embedder(str(files["scorer"]))

@@ -269,7 +269,8 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
     """A new model, or a saved one with a head for these labels.
 
     The head is that of the saved model if it has these very labels. Otherwise it is new; where another one is
-    replaced, that is logged.
+    replaced, that is logged. Calibration and settings of diarization are left behind: they were learnt for the saved
+    weights, and not for what training makes of them.
 
     Args:
         model_class: what to load.
@@ -277,6 +278,7 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
         labels: what the head tells apart; None for a model without labels.
         options: fields of the configuration, `attn_implementation`.
     """
+    options |= {"calibration": None, "diarization": None}
     id2label = dict(enumerate(labels or ()))
     if labels is not None:
         options |= {"id2label": id2label, "label2id": {label: number for number, label in id2label.items()}}

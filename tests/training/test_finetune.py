@@ -669,6 +669,15 @@ def test_a_fine_tuned_model_gets_a_new_head_for_other_labels(model_class, tmp_pa
         assert f"has a head for 3 other labels (a, ...): a new one for {len(labels)} labels (x, ...)" in record.message
 
 
+def test_what_was_learnt_for_the_saved_weights_is_left_behind(tmp_path):
+    """A threshold for embeddings that training has changed would decide wrongly, and nobody would see it."""
+    saved = CSCForXVector(CSCConfig.tiny(num_labels=2, calibration={"mix0/mean": {}}, diarization={"onset": 0.5}))
+    saved.save_pretrained(tmp_path)
+    for labels in (None, ["x", "y", "z"], list(saved.config.id2label.values())):
+        config = load_model(CSCForXVector, str(tmp_path), labels).config
+        assert (config.calibration, config.diarization) == (None, None)
+
+
 def test_speech_is_held_within_bounds(tones, tmp_path):
     rows = [row | {"id": f"{row['id']}-{part}"} for part in range(4) for row in rows_of(tones)]
     write(tmp_path, rows)

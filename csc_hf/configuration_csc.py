@@ -48,7 +48,7 @@ class CSCConfig(PreTrainedConfig):
         num_mel_bins (`int`, *optional*): Mel bands in which the encoder sees the spectrogram; its linear bins if not
             given. For the front end `"stft"`, as are the next three [O].
         subtract_mean (`bool`, defaults to `False`): Whether each bin's mean over the recording is subtracted, which
-            removes the frequency response of microphone and line [O].
+            removes the frequency response of microphone and line, and with it much of what tells voices apart [O].
         frame_stride (`int`, defaults to 1): STFT frames that are joined into one frame of the encoder. Above 1, it
             needs a `mask_hidden_size` [O].
         mask_hidden_size (`int`, *optional*): Width of a layer in which the separation branch joins the hidden state of
@@ -202,7 +202,6 @@ class CSCConfig(PreTrainedConfig):
             "conv_kernel": 512,
             "conv_stride": 256,
             "num_mel_bins": 80,
-            "subtract_mean": True,
             "frame_stride": 2,
             "mask_hidden_size": 96,
             "hidden_size": 128,

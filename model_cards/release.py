@@ -18,15 +18,16 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from csc_hf import CSCFeatureExtractor, CSCForPreTraining
+import csc_hf
+from csc_hf import CSCConfig, CSCFeatureExtractor
 
 CARDS = Path(__file__).resolve().parent
 CODE = ("configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py")
 
 
 def card_data(name: str, results: dict) -> ModelCardData:
-    """The metadata that the Hub shows: a figure for each condition, enrolled by the mean embedding."""
-    evaluation = results["evaluations"]["mean"]["results"][name]
+    """The metadata that the Hub shows: a figure for each condition of the first evaluation."""
+    evaluation = next(iter(results["evaluations"].values()))["results"][name]
     figures = [
         EvalResult(
             task_type="audio-classification",
@@ -65,14 +66,15 @@ def within(figures: dict) -> str:
 
 
 def render(name: str) -> ModelCard:
-    """The card of a model, from its template and the files in its folder."""
+    """The card of a model, from its template, the files in its folder, and the results of the models beside it."""
     folder = CARDS / name
-    results = json.loads((folder / "results.json").read_text())
+    released = {path.parent.name: json.loads(path.read_text()) for path in CARDS.glob("*/results.json")}
     return ModelCard.from_template(
-        card_data(name, results),
+        card_data(name, released[name]),
         template_path=str(CARDS / f"{name}.md"),
         name=name,
-        results=results,
+        results=released[name],
+        released=released,
         config=json.loads((folder / "config.json").read_text()),
         settings=(folder / "training.yaml").read_text().strip(),
         megabytes=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}",
@@ -101,7 +103,9 @@ def main() -> None:
     if args.model is not None:
         if None in (args.training, args.settings, args.evaluation):
             parser.error("--model needs --training, --settings and --evaluation")
-        model = CSCForPreTraining.from_pretrained(args.model)
+        (architecture,) = CSCConfig.from_pretrained(args.model).architectures or ()
+        model = getattr(csc_hf, architecture).from_pretrained(args.model)
+        folder.mkdir(exist_ok=True)
         for file in CODE:
             (folder / file).unlink(missing_ok=True)  # saving writes the code, and must not write through a link
         model.save_pretrained(folder)

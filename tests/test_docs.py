@@ -34,7 +34,8 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part in IGNORED or part.endswith("_cache") for part in path.relative_to(ROOT).parts)
 )
-TEMPLATES = {"csc_hf/training/model_card_template.md", "model_cards/csc-small.md"}
+RELEASED = ("csc-small", "csc-small-scorer")
+TEMPLATES = {"csc_hf/training/model_card_template.md", *(f"model_cards/{name}.md" for name in RELEASED)}
 RENDERED = [page for page in PAGES if page not in TEMPLATES]
 
 
@@ -101,14 +102,15 @@ def test_every_check_has_its_block():
     assert all(part in text for part in CHECKS)
 
 
-def test_python_of_the_card_runs(tmp_path, monkeypatch):
-    """The card of csc-small, where the model's name is that of its folder and the recordings are users' own."""
-    (tmp_path / "csc-small").symlink_to(ROOT / "model_cards" / "csc-small")
+@pytest.mark.parametrize("model", RELEASED)
+def test_python_of_the_card_runs(model, tmp_path, monkeypatch):
+    """Where the model's name is that of its folder, and the recordings are users' own."""
+    (tmp_path / model).symlink_to(ROOT / "model_cards" / model)
     for name in ("anna", "meeting"):
         waveform, sampling_rate = soundfile.read(AUDIO / f"{name}.flac", dtype="float32")
         soundfile.write(tmp_path / f"{name}.wav", waveform, sampling_rate)
     monkeypatch.chdir(tmp_path)
-    page = "model_cards/csc-small/README.md"
+    page = f"model_cards/{model}/README.md"
     for line, code in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + code, page, "exec"), {"__name__": "documentation", "waveform": waveform})
 

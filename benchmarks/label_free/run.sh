@@ -55,7 +55,8 @@ verify() { # MODEL...
 heldouts=("$@")
 # Batch norm has to see speech, also where nothing is learnt.
 pretrain untrained "$data/recordings/*.parquet" --max_train_steps 20 --learning_rate 0
-pretrain untrained_v1 "$data/recordings/*.parquet" --max_train_steps 1 --learning_rate 0 --model.preset small_v1
+pretrain untrained_v1 "$data/recordings/*.parquet" --max_train_steps 1 --learning_rate 0 --model.preset small_v1 \
+    --model.subtract_mean false
 pretrain label_free "$data/recordings/*.parquet"
 # prepare.py writes four files, in the order of a hash of the recordings.
 pretrain label_free-25 "$data/recordings/*-00000-*.parquet"

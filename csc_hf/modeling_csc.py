@@ -1409,8 +1409,7 @@ class CSCModel(CSCPreTrainedModel):
         # To unit power, so that neither quiet recordings nor half precision lose anything.
         scale = headroom(waveform)
         waveform = waveform * scale
-        power = masked_mean(waveform.square(), attention_mask, -1)[:, None]
-        level = power.sqrt() + 1e-8 * scale
+        level = masked_mean(waveform.square(), attention_mask, -1).sqrt()[:, None] + 1e-8 * scale
         features, encoded = self.front_end(waveform / level, encoded_mask[..., None], self.dtype)
 
         hidden_states = split_frames(features * frame_mask[..., None], size, hop, num_segments).flatten(1, 2)
@@ -1440,10 +1439,11 @@ class CSCModel(CSCPreTrainedModel):
             sources = sources.clamp(-largest, largest)
 
         by_slot = (-1, config.num_sources)
-        activity = activity.unflatten(0, by_slot).masked_fill(power == 0, NOBODY)
+        silent = (waveform == 0).all(-1)[:, None]
+        activity = activity.unflatten(0, by_slot).masked_fill(silent, NOBODY)
         if frame_activity is not None:
             frame_activity = self._pool_activity(frame_activity, frame_mask, num_samples).unflatten(0, by_slot)
-            frame_activity = frame_activity.masked_fill(power[..., None] == 0, NOBODY)
+            frame_activity = frame_activity.masked_fill(silent[..., None], NOBODY)
         return CSCModelOutput(
             last_hidden_state=last_hidden_state,
             source_hidden_states=segments.unflatten(0, by_slot),

@@ -175,7 +175,7 @@ def test_nobody_speaks_in_digital_silence(front_end):
     with torch.no_grad():
         model.frame_activity.bias.fill_(3.0)
         model.speaker_branch.activity.bias.fill_(3.0)
-        recordings = torch.stack([torch.zeros(8000), torch.randn(8000), 1e-12 * torch.randn(8000)])
+        recordings = torch.stack([torch.zeros(8000), torch.randn(8000), 1e-30 * torch.randn(8000)])
         output = model(recordings)
     for logits in (output.source_activity, output.source_frame_activity):
         assert (logits[0] < -10).all()

@@ -70,10 +70,14 @@ def run_onnx(file: Path, *inputs: torch.Tensor) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
-def check_parity(results: dict, expected) -> None:
+def check_parity(results: dict, expected, relative: bool = False) -> None:
+    """Within the tolerance, or that share of an output's largest value: random weights make vectors of several times
+    unit size."""
     for name, result in results.items():
         assert tuple(result.shape) == tuple(expected[name].shape), name
-        np.testing.assert_allclose(result, expected[name].detach().numpy(), rtol=0, atol=TOLERANCE, err_msg=name)
+        wanted = expected[name].detach().numpy()
+        size = max(1.0, np.abs(wanted).max()) if relative else 1.0
+        np.testing.assert_allclose(result, wanted, rtol=0, atol=TOLERANCE * size, err_msg=name)
 
 
 # --- quick: the scorer is a small program ----------------------------------------------------------------------------
@@ -169,7 +173,7 @@ def test_onnx_of_all_parts(name, tmp_path):
         inputs = recordings(shape, length)
         expected = model.base_model(*inputs)
         for part in parts:
-            check_parity(run_onnx(files[part], *inputs), expected)
+            check_parity(run_onnx(files[part], *inputs), expected, relative=True)
         rough = run_onnx(files["separation.int8"], *inputs)
         assert (rough["source_embeddings"] * expected.source_embeddings.detach().numpy()).sum(-1).min() > 0.9
     # Products with the filters of the spectrogram keep their precision, linear layers and LSTMs lose it.

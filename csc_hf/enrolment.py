@@ -10,7 +10,7 @@ import torch
 
 from .audio import SILENCE_POWER, power
 from .long_audio import Job, embedding, run
-from .modeling_csc import CSCPreTrainedModel
+from .modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCPreTrainedModel
 
 
 @dataclass
@@ -64,3 +64,13 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
 def is_silent(waveform: np.ndarray) -> bool:
     """Whether a waveform (samples,) is below −80 dB of full scale, on average."""
     return power(waveform) < SILENCE_POWER
+
+
+def comparing_class(
+    architectures: Sequence[str] | None, otherwise: type[CSCPreTrainedModel]
+) -> type[CSCPreTrainedModel]:
+    """The class to load a saved model by: its own if it can compare by more than embeddings, else `otherwise`."""
+    for with_more in (CSCForPreTraining, CSCForSpeakerVerification):
+        if with_more.__name__ in (architectures or ()):
+            return with_more
+    return otherwise

@@ -353,7 +353,8 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioXVector
 
     from ..configuration_csc import CSCConfig
-    from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCForSpeechSeparation
+    from ..enrolment import comparing_class
+    from ..modeling_csc import CSCForSpeechSeparation
 
     try:
         config = AutoConfig.from_pretrained(spec)
@@ -362,11 +363,7 @@ def load_embedder(spec: str, batch_size: int = 16) -> Embedder:
         raise ValueError(f"{spec!r} is none of {names}, and no model can be loaded from it: {why}") from error
     is_x_vector = any(name.endswith("ForXVector") for name in config.architectures or ())
     if isinstance(config, CSCConfig) and not is_x_vector:
-        model_class: Any = CSCForSpeechSeparation
-        for with_more in (CSCForPreTraining, CSCForSpeakerVerification):
-            if with_more.__name__ in (config.architectures or ()):
-                model_class = with_more
-        model: Any = model_class.from_pretrained(spec)
+        model: Any = comparing_class(config.architectures, CSCForSpeechSeparation).from_pretrained(spec)
         return CSCEmbedder(model.to(_device()), batch_size)
     if not is_x_vector:
         raise ValueError(

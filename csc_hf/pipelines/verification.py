@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..configuration_csc import CSCConfig
-from ..enrolment import Enrolment, enrol, enrolling, is_silent
+from ..enrolment import Enrolment, comparing_class, enrol, enrolling, is_silent
 from ..evaluation.calibration import Calibration, calibrated_conditions, check_enrolment
 from ..long_audio import Job, SeparatedAudio, embedding
-from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCModel, CSCPreTrainedModel
+from ..modeling_csc import CSCModel, CSCPreTrainedModel
 from .base import _CSCPipeline, load_by_name
 
 logger = logging.get_logger(__name__)
@@ -250,8 +250,4 @@ class VerificationModel:
             config, _ = CSCConfig.get_config_dict(name, **kwargs)
         except OSError:  # an adapter has no configuration of its own
             config = {}
-        model_class: type[CSCPreTrainedModel] = CSCModel
-        for with_more in (CSCForPreTraining, CSCForSpeakerVerification):
-            if with_more.__name__ in (config.get("architectures") or ()):
-                model_class = with_more
-        return load_by_name(model_class, name, **kwargs)
+        return load_by_name(comparing_class(config.get("architectures"), CSCModel), name, **kwargs)

@@ -15,13 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def at_root_without_network(tmp_path_factory):
+def at_root_without_network():
     def refuse(*args):
         raise OSError("no network in this test")
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(socket.socket, "connect", refuse)
-        monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
         monkeypatch.chdir(ROOT)
         yield
 

@@ -38,23 +38,18 @@ from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig, MixtureRecipe
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.evaluation.embedders import EMBEDDERS
-from csc_hf.evaluation.reports import format_report
-from csc_hf.evaluation.verification import evaluate
 from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.corpora import UNLABELLED, open_data
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     CheckpointArguments,
-    Milestones,
     SpeechArguments,
     load_model,
     open_speech,
     parse_arguments,
     reservoir_config,
-    save,
-    train,
-    write_repository,
+    train_and_verify,
 )
 from csc_hf.training.teacher import centre, read_or_embed
 
@@ -311,28 +306,7 @@ def main(argv: list[str] | None = None) -> None:
         taught = collect_targets(batch.recipes, targets).to(accelerator.device) if targets else None
         return model(numbers, tensors, taught)
 
-    trials = None
-    if accelerator.is_main_process:
-        trials = speech.build_trials(args.seed, args.eval_seconds, args.eval_recordings, CONDITIONS)
-
-    def measure() -> dict[str, Any]:
-        assert trials is not None, "only the main process measures"
-        return evaluate(pretrained, trials)
-
-    def write(folder: Path, results: dict[str, Any]) -> None:
-        report = format_report(results["curve"][-1])
-        write_repository(folder, args, pretrained, results, report, folder.name.removesuffix(".unfinished"))
-
-    milestones = Milestones(accelerator, args, stream, measure, write)
-    results: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    results |= train(accelerator, args, model, stream, compute_losses, args.max_grad_norm, milestones)
-    if accelerator.is_main_process:
-        curve = milestones.curve
-        results |= {"before": curve[0], "after": curve[-1], "curve": curve, "rows": stream.counters()}
-        lines = [f"{len(speech.speakers)} training speakers, {len(speech.speaker_of)} utterances."]
-        lines += [f"{moment} fine-tuning: {format_report(results[moment])}" for moment in ("before", "after")]
-        save(args, pretrained, results, "\n".join(lines))
-    accelerator.end_training()
+    train_and_verify(accelerator, args, speech, stream, model, pretrained, compute_losses, CONDITIONS)
 
 
 if __name__ == "__main__":

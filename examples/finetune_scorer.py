@@ -17,7 +17,6 @@ mixtures stand in the file's mapping `mixing`, and have that name in front on th
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -26,22 +25,17 @@ from torch import nn
 from csc_hf import CSCForSpeakerVerification
 from csc_hf.data.mixing import MixingConfig
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
-from csc_hf.evaluation.reports import format_report
-from csc_hf.evaluation.verification import evaluate
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.corpora import UNLABELLED, open_data
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     CheckpointArguments,
-    Milestones,
     SpeechArguments,
     load_model,
     open_speech,
     parse_arguments,
     reservoir_config,
-    save,
-    train,
-    write_repository,
+    train_and_verify,
 )
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
@@ -133,28 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         sides = both_sides(batch, num_observations)
         return compute_losses(model, {name: tensor.to(accelerator.device) for name, tensor in sides.items()})
 
-    trials = None
-    if accelerator.is_main_process:
-        trials = speech.build_trials(args.seed, args.eval_seconds, args.eval_recordings, CONDITIONS)
-
-    def measure() -> dict[str, Any]:
-        assert trials is not None, "only the main process measures"
-        return evaluate(model, trials, enrolment="scorer")
-
-    def write(folder: Path, results: dict[str, Any]) -> None:
-        report = format_report(results["curve"][-1])
-        write_repository(folder, args, model, results, report, folder.name.removesuffix(".unfinished"))
-
-    milestones = Milestones(accelerator, args, stream, measure, write)
-    results: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    results |= train(accelerator, args, model, stream, compute, args.max_grad_norm, milestones)
-    if accelerator.is_main_process:
-        curve = milestones.curve
-        results |= {"before": curve[0], "after": curve[-1], "curve": curve, "rows": stream.counters()}
-        lines = [f"{len(speech.speakers)} training speakers, {len(speech.speaker_of)} utterances."]
-        lines += [f"{moment} fine-tuning: {format_report(results[moment])}" for moment in ("before", "after")]
-        save(args, model, results, "\n".join(lines))
-    accelerator.end_training()
+    train_and_verify(accelerator, args, speech, stream, model, model, compute, CONDITIONS, enrolment="scorer")
 
 
 if __name__ == "__main__":

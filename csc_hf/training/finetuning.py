@@ -26,6 +26,7 @@ from ..data.utterances import UtteranceStream, check_unique_ids
 from ..evaluation.reports import format_report
 from ..evaluation.trial_set import BASIC_CONDITIONS, TrialSet
 from ..evaluation.trials import build_trials
+from ..evaluation.verification import evaluate
 from ..feature_extraction_csc import CSCFeatureExtractor
 from .arguments import FILE_ENDINGS, HelpFormatter, option, read_yaml
 from .checkpoints import (
@@ -455,6 +456,58 @@ def train(
         if milestones is not None:
             milestones.pass_by(progress)
     return progress.curves
+
+
+def train_and_verify(
+    accelerator: Accelerator,
+    args: Any,
+    speech: LabelledSpeech,
+    stream: MixtureStream,
+    learner: torch.nn.Module,
+    model: PreTrainedModel,
+    compute_losses: Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    conditions: Sequence[str],
+    enrolment: str = "mean",
+) -> None:
+    """Train on mixtures; verify the held-out speakers before, after and on the way; save the model and the results.
+
+    Args:
+        accelerator: from `create_accelerator`.
+        args: the options, those of `SpeechArguments` and `CheckpointArguments` among them, and `max_grad_norm`,
+            `eval_seconds` and `eval_recordings`.
+        speech: whose held-out speakers are verified.
+        stream: batches of mixtures of this process.
+        learner: what is trained: the model, or a module around it.
+        model: what is verified and saved.
+        compute_losses: see `train`.
+        conditions: what speakers are verified in, see `csc_hf.evaluation.trial_set`.
+        enrolment: how they are enrolled, see `csc_hf.evaluation.verification.evaluate`.
+
+    Raises:
+        SystemExit: see `train`.
+    """
+    trials = None
+    if accelerator.is_main_process:
+        trials = speech.build_trials(args.seed, args.eval_seconds, args.eval_recordings, conditions)
+
+    def measure() -> dict[str, Any]:
+        assert trials is not None, "only the main process measures"
+        return evaluate(model, trials, enrolment=enrolment)
+
+    def write(folder: Path, results: dict[str, Any]) -> None:
+        report = format_report(results["curve"][-1])
+        write_repository(folder, args, model, results, report, folder.name.removesuffix(".unfinished"))
+
+    milestones = Milestones(accelerator, args, stream, measure, write)
+    results: dict[str, Any] = {"num_processes": accelerator.num_processes}
+    results |= train(accelerator, args, learner, stream, compute_losses, args.max_grad_norm, milestones)
+    if accelerator.is_main_process:
+        curve = milestones.curve
+        results |= {"before": curve[0], "after": curve[-1], "curve": curve, "rows": stream.counters()}
+        lines = [f"{len(speech.speakers)} training speakers, {len(speech.speaker_of)} utterances."]
+        lines += [f"{moment} fine-tuning: {format_report(results[moment])}" for moment in ("before", "after")]
+        save(args, model, results, "\n".join(lines))
+    accelerator.end_training()
 
 
 def _check_finite(accelerator: Accelerator, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> None:

@@ -17,7 +17,7 @@ examples=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../examples" && pwd)
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 data=$1 out=$2
 shift 2
-: "${STEPS:=2800}" "${LABEL_STEPS:=300}" "${SHARES:=5 20 100}" "${PEERS=mfcc resemblyzer campplus}"
+: "${STEPS:=2000}" "${LABEL_STEPS:=300}" "${SHARES:=5 20 100}" "${PEERS=mfcc resemblyzer campplus}"
 : "${PRETRAIN:=}" "${FINETUNE:=}" "${VERIFY:=}"
 mkdir -p "$out"
 
@@ -55,8 +55,7 @@ verify() { # MODEL...
 heldouts=("$@")
 # Batch norm has to see speech, also where nothing is learnt.
 pretrain untrained "$data/recordings/*.parquet" --max_train_steps 20 --learning_rate 0
-pretrain untrained_v1 "$data/recordings/*.parquet" --max_train_steps 1 --learning_rate 0 --model.preset small_v1 \
-    --model.subtract_mean false
+pretrain untrained_v1 "$data/recordings/*.parquet" --max_train_steps 1 --learning_rate 0 --model.preset small_v1
 pretrain label_free "$data/recordings/*.parquet"
 # prepare.py writes four files, in the order of a hash of the recordings.
 pretrain label_free-25 "$data/recordings/*-00000-*.parquet"

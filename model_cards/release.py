@@ -104,7 +104,8 @@ def main() -> None:
         if None in (args.training, args.settings, args.evaluation):
             parser.error("--model needs --training, --settings and --evaluation")
         (architecture,) = CSCConfig.from_pretrained(args.model).architectures or ()
-        model = getattr(csc_hf, architecture).from_pretrained(args.model)
+        # The classifier of recordings is of use to training alone.
+        model = getattr(csc_hf, architecture).from_pretrained(args.model, num_recording_classes=None)
         folder.mkdir(exist_ok=True)
         for file in CODE:
             (folder / file).unlink(missing_ok=True)  # saving writes the code, and must not write through a link

@@ -35,7 +35,7 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part in IGNORED or part.endswith("_cache") for part in path.relative_to(ROOT).parts)
 )
-RELEASED = ("csc-small", "csc-small-scorer")
+RELEASED = ("csc-small", "csc-small-label-free", "csc-small-scorer")
 TEMPLATES = {"csc_hf/training/model_card_template.md", *(f"model_cards/{name}.md" for name in RELEASED)}
 RENDERED = [page for page in PAGES if page not in TEMPLATES]
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"
 MODELS = sorted(path.parent.name for path in CARDS.glob("*/model.safetensors"))
 CLASSES = {name: getattr(csc_hf, CSCConfig.from_pretrained(CARDS / name).architectures[0]) for name in MODELS}
-ENROLMENTS = {"csc-small": ["mean", "attention"], "csc-small-scorer": ["scorer"]}
+ENROLMENTS = {"csc-small": ["mean", "attention"], "csc-small-label-free": ["mean"], "csc-small-scorer": ["scorer"]}
 """What each is calibrated for."""
 REMEDY = "python model_cards/release.py {} brings it up to date"
 

@@ -1,0 +1,1 @@
+../../csc_hf/configuration_csc.py

@@ -1,0 +1,1 @@
+../../csc_hf/feature_extraction_csc.py

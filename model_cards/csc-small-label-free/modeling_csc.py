@@ -1,0 +1,1 @@
+../../csc_hf/modeling_csc.py

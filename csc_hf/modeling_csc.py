@@ -695,6 +695,14 @@ def pooled_statistics(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tenso
     return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=-1)
 
 
+class CSCConstantLinear(nn.Linear):
+    """A linear layer that begins with the same outputs for every input, all of them `value`."""
+
+    def __init__(self, in_features: int, out_features: int, value: float):
+        super().__init__(in_features, out_features)
+        self.value = value
+
+
 class CSCMaskedBands(nn.Module):
     """What a speaker branch of convolutions reads of a slot: the mel spectrum under a mask that the slot makes [O]."""
 
@@ -702,7 +710,8 @@ class CSCMaskedBands(nn.Module):
         super().__init__()
         self.config = config
         num_inputs = config.frame_stride * cast(int, config.num_mel_bins)
-        self.mask = nn.Linear(config.hidden_size, num_inputs)
+        # Nearly open and the same for all, so that voices are heard before the slots have learnt who is where.
+        self.mask = CSCConstantLinear(config.hidden_size, num_inputs, value=2.0)
         self.projection = nn.Linear(num_inputs, config.segment_vector_size)
 
     def forward(
@@ -1296,20 +1305,25 @@ class CSCPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (CSCConvFrontEnd, CSCConvDecoder)):
-            # A basis of waveforms: PyTorch's own scale, not that of the linear layers.
-            init.kaiming_uniform_(module.conv.weight, a=math.sqrt(5))
-        elif isinstance(module, CSCConvBlock):
-            init.kaiming_normal_(module.conv.weight, nonlinearity="relu")
+        # Each module's own parameters only: of a class outside Transformers, `from_pretrained` and `from_config` pass over
+        # modules that hold no parameters but those of their children.
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            if 1 in (module.in_channels, module.out_channels):
+                # A basis of waveforms: PyTorch's own scale, not that of the linear layers.
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            else:
+                init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, CSCConstantLinear):
+            init.zeros_(module.weight)
+            init.constant_(module.bias, module.value)
+        elif isinstance(module, CSCRecordingClassifier):
+            # Only directions count, and those of small vectors move faster.
+            init.xavier_normal_(module.weight)
         elif isinstance(module, CSCMaskedBatchNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
-        elif isinstance(module, CSCMaskedBands):
-            # Nearly open and the same for all, so that voices are heard before the slots have learnt who is where.
-            init.zeros_(module.mask.weight)
-            init.constant_(module.mask.bias, 2.0)
         elif isinstance(module, CSCLSTM):
             init.zeros_(module.initial_hidden)
             init.zeros_(module.initial_cell)
@@ -1320,12 +1334,8 @@ class CSCPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CSCForSpeakerVerification):
             init.constant_(module.log_cosine_scale, math.log(10.0))
             init.constant_(module.cosine_threshold, 0.5)
-            init.zeros_(module.head_logit.weight)
         elif isinstance(module, CSCForPreTraining):
             init.constant_(module.log_contrastive_scale, math.log(self.config.contrastive_scale))
-            if module.recording_classifier is not None:
-                # Only directions count, and those of small vectors move faster.
-                init.xavier_normal_(module.recording_classifier.weight)
 
 
 class CSCModel(CSCPreTrainedModel):
@@ -1470,6 +1480,10 @@ class CSCModel(CSCPreTrainedModel):
         return create_bidirectional_mask(self.config, embeds, segment_mask)
 
 
+class CSCRecordingClassifier(nn.Linear):
+    """One vector for each class of recordings [O]."""
+
+
 class CSCForPreTraining(CSCPreTrainedModel):
     """
     CSC pre-training. It separates the sources, and maximises the mutual information between the embedding of each slot
@@ -1501,7 +1515,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
         self.log_contrastive_scale = nn.Parameter(torch.full((1,), math.log(config.contrastive_scale)))
         self.recording_classifier = None
         if config.num_recording_classes is not None:
-            self.recording_classifier = nn.Linear(
+            self.recording_classifier = CSCRecordingClassifier(
                 config.speaker_embedding_size, config.num_recording_classes, bias=False
             )
         self.post_init()
@@ -1887,7 +1901,7 @@ class CSCForSpeakerVerification(CSCPreTrainedModel):
         self.log_cosine_scale = nn.Parameter(torch.empty(1))
         self.cosine_threshold = nn.Parameter(torch.empty(1))
         self.head_hidden = nn.Linear(2 * config.speaker_embedding_size + 1, config.classifier_proj_size)
-        self.head_logit = nn.Linear(config.classifier_proj_size, 1)
+        self.head_logit = CSCConstantLinear(config.classifier_proj_size, 1, value=0.0)
         self.post_init()
 
     @can_return_tuple

@@ -902,6 +902,40 @@ def test_the_trainer_evaluates_pre_training(tmp_path):
     assert loss == pytest.approx(model(**batch).loss.item(), abs=1e-5)
 
 
+# --- new weights ---------------------------------------------------------------------------------------------------
+
+
+def weights_of_a_new_model(config, model_class=CSCForPreTraining):
+    torch.manual_seed(0)
+    return model_class(config).state_dict()
+
+
+def test_new_weights_are_drawn_as_they_are_meant():
+    config = CSCConfig.small(num_recording_classes=50)
+    new = weights_of_a_new_model(config)
+    assert not new["csc.speaker_branch.bands.mask.weight"].any()  # open, and the same for all
+    assert (new["csc.speaker_branch.bands.mask.bias"] == 2).all()
+    convolution = new["csc.speaker_branch.blocks.0.conv.weight"]
+    assert convolution.std().item() == pytest.approx(math.sqrt(2 / convolution[0].numel()), rel=0.02)
+    classifier = new["recording_classifier.weight"]
+    assert classifier.std().item() == pytest.approx(math.sqrt(2 / sum(classifier.shape)), rel=0.05)
+    filters = weights_of_a_new_model(CSCConfig())["csc.front_end.conv.weight"]
+    assert filters.abs().max().item() == pytest.approx(1 / math.sqrt(filters[0].numel()), rel=0.05)
+
+
+@pytest.mark.parametrize("model_class", [CSCForPreTraining, CSCForSpeakerVerification])
+@pytest.mark.parametrize("front_end", ["conv", "tdnn"])
+def test_new_weights_do_not_depend_on_where_the_class_is_defined(front_end, model_class, monkeypatch):
+    """Of classes outside Transformers, and in remote code, modules without parameters of their own are passed over."""
+    config = tiny(front_end, num_recording_classes=5)
+    outside = weights_of_a_new_model(config, model_class)
+    monkeypatch.setattr(model_class, "is_custom_code", classmethod(lambda cls: False), raising=False)
+    monkeypatch.setattr(CSCModel, "is_custom_code", classmethod(lambda cls: False), raising=False)
+    assert {name: value.tolist() for name, value in outside.items()} == {
+        name: value.tolist() for name, value in weights_of_a_new_model(config, model_class).items()
+    }
+
+
 # --- heads ---------------------------------------------------------------------------------------------------------
 
 

@@ -1305,8 +1305,8 @@ class CSCPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        # Only what a module holds itself: of a class outside Transformers, modules without parameters of their own never
-        # come here.
+        # Only what a module holds itself: of a class outside Transformers, modules without parameters of their own are
+        # passed over.
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
             if 1 in (module.in_channels, module.out_channels):
                 # A basis of waveforms: PyTorch's own scale, not that of the linear layers.

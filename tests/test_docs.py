@@ -55,14 +55,14 @@ def blocks(page: str, language: str) -> list[tuple[int, str]]:
 
 CHECKS = {
     "verify(anna, ben)": """
-assert [round(verify(anna, other)["score"], 1) for other in (meeting, ben)] == [0.7, 0.3]
+assert [round(verify(anna, other)["score"], 1) for other in (meeting, ben)] == [0.8, 0.2]
 assert [verify(anna, other)["decision"] for other in (meeting, ben)] == [True, False]
 assert separate(meeting)["sources"].shape == (2, 86536)
 assert extract(meeting)["source"].shape == (86536,)
 """,
     "voices = meeting.sources[0]": "assert scores.shape == (2,) and voices.shape == (2, len(recordings[1]))",
-    'diarize("examples/audio/conversation.flac")["turns"]  # start': """
-found = diarize("examples/audio/conversation.flac")
+    'diarize("examples/audio/conversation.flac", num_speakers=4)["turns"]  # start': """
+found = diarize("examples/audio/conversation.flac", num_speakers=4)
 assert list(found["embeddings"]) == ["Anna", "speaker_2", "speaker_3", "speaker_4"]
 assert found["turns"][0]["speaker"] == "Anna" and found["turns"][-1]["speaker"] == "speaker_4"
 """,

@@ -66,14 +66,14 @@ def test_it_returns_what_it_returned_when_it_was_released():
     with torch.no_grad():
         output = model.eval()(chirp.float()[None])
     embeddings = [
-        [0.0389241, -0.0578471, 0.0450495, 0.0591293, 0.1265052],
-        [0.1066894, -0.1549489, 0.0388101, -0.0141362, 0.0790533],
+        [0.0348783, 0.0196581, 0.0776531, -0.0761418, 0.0040478],
+        [0.0621595, 0.0062287, 0.0135798, 0.0042583, 0.0078088],
     ]
-    activity = [-1.588045, 2.289227]
-    sources = [[-0.001242, -0.0094514, -0.0161823], [4.9e-07, -0.3827002, -0.7071676]]
+    activity = [-0.626031, 0.289986]
+    sources = [[0.0238642, -0.2207206, -0.4294701], [6.96e-05, -0.3825133, -0.7068856]]
     torch.testing.assert_close(output.source_embeddings[0, :, :5], torch.tensor(embeddings), atol=2e-6, rtol=0)
     torch.testing.assert_close(output.source_activity[0], torch.tensor(activity), atol=2e-5, rtol=0)
-    when = [[-1.4406917, -1.7884692, -2.0610969], [1.0696117, 0.8337076, 0.9368607]]
+    when = [[0.2111743, -0.5104307, -0.2362927], [-0.2770267, -0.294994, -0.4120029]]
     torch.testing.assert_close(output.source_frame_activity[0, :, 10:13], torch.tensor(when), atol=2e-5, rtol=0)
     torch.testing.assert_close(output.sources[0, :, 8000:8003], torch.tensor(sources), atol=1e-5, rtol=0)
 

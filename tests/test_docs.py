@@ -61,8 +61,8 @@ assert separate(meeting)["sources"].shape == (2, 86536)
 assert extract(meeting)["source"].shape == (86536,)
 """,
     "voices = meeting.sources[0]": "assert scores.shape == (2,) and voices.shape == (2, len(recordings[1]))",
-    'diarize("examples/audio/conversation.flac", num_speakers=4)["turns"]  # start': """
-found = diarize("examples/audio/conversation.flac", num_speakers=4)
+    'diarize("examples/audio/conversation.flac")["turns"]  # start': """
+found = diarize("examples/audio/conversation.flac")
 assert list(found["embeddings"]) == ["Anna", "speaker_2", "speaker_3", "speaker_4"]
 assert found["turns"][0]["speaker"] == "Anna" and found["turns"][-1]["speaker"] == "speaker_4"
 """,

@@ -366,7 +366,9 @@ def test_an_hour_of_blocks_takes_no_more_memory_than_minutes(kind, one_thread):
     finally:
         tracemalloc.stop()
     assert live.seconds == 3600
-    assert max(peaks[5:]) < peaks[4] + 200_000
+    # An hour of audio is 230 MB; what is kept of it besides, `test_the_state_does_not_grow` sees. Caches of Python and
+    # of torch come and go by some MB.
+    assert max(peaks[5:]) < peaks[4] + 20_000_000
 
 
 # --- raw audio -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Live diarization and extraction: with a model whose voices are known, and with a real tiny one."""
 
+import gc
 import io
 import pickle
 import tracemalloc
@@ -358,6 +359,7 @@ def test_an_hour_of_blocks_takes_no_more_memory_than_minutes(kind, one_thread):
     tracemalloc.start()
     try:
         for _ in range(60):
+            gc.collect()  # cycles that Python frees when it likes are not kept by us
             tracemalloc.reset_peak()
             for start in range(0, len(minute), RATE // 10):
                 live.push(minute[start : start + RATE // 10])
@@ -366,9 +368,7 @@ def test_an_hour_of_blocks_takes_no_more_memory_than_minutes(kind, one_thread):
     finally:
         tracemalloc.stop()
     assert live.seconds == 3600
-    # An hour of audio is 230 MB; what is kept of it besides, `test_the_state_does_not_grow` sees. Caches of Python and
-    # of torch come and go by some MB.
-    assert max(peaks[5:]) < peaks[4] + 20_000_000
+    assert max(peaks[5:]) < peaks[4] + 200_000
 
 
 # --- raw audio -------------------------------------------------------------------------------------------------------

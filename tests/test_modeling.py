@@ -929,7 +929,8 @@ def test_new_weights_do_not_depend_on_where_the_class_is_defined(front_end, mode
     """Of classes outside Transformers, and in remote code, modules without parameters of their own are passed over."""
     config = tiny(front_end, num_recording_classes=5)
     outside = weights_of_a_new_model(config, model_class)
-    monkeypatch.setattr(modeling_csc.CSCPreTrainedModel, "is_custom_code", classmethod(lambda cls: False), raising=False)
+    base = modeling_csc.CSCPreTrainedModel
+    monkeypatch.setattr(base, "is_custom_code", classmethod(lambda cls: False), raising=False)
     assert {name: value.tolist() for name, value in outside.items()} == {
         name: value.tolist() for name, value in weights_of_a_new_model(config, model_class).items()
     }

@@ -76,6 +76,7 @@ class Arguments(CheckpointArguments, SpeechArguments):
     speed_probability: float = option(0.0, "probability that an identity has another speed, and is another speaker")
     reverb_probability: float = option(0.0, "probability of a simulated room")
     num_identities: int = option(12, "speakers in a batch, of each device; two mixtures for each")
+    num_workers: int = option(0, "background processes that prepare batches, of each training process")
     classification_loss_weight: float = option(0.3, "weight of the classification beside the losses of pre-training")
     teacher: str | None = option(
         None,
@@ -284,6 +285,7 @@ def main(argv: list[str] | None = None) -> None:
         noise=noise,
         seed=args.seed,
         shard=Shard(accelerator.process_index, accelerator.num_processes),
+        num_workers=args.num_workers,
     )
     targets: dict[str, np.ndarray] | None = None
     if args.teacher is not None:

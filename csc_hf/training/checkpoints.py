@@ -114,7 +114,8 @@ def save_checkpoint(
         (unfinished / "training_state" / "progress.json").write_text(json.dumps(progress))
     accelerator.wait_for_everyone()
     unfinished = _beside(folder, "unfinished")
-    accelerator.save_state(str(unfinished / "training_state"))
+    # Not as safetensors: on a GPU, the weights of an LSTM are parts of one buffer, and all but one would be left out.
+    accelerator.save_state(str(unfinished / "training_state"), safe_serialization=False)
     stream_state = unfinished / "training_state" / f"stream_{accelerator.process_index}.json"
     stream_state.write_text(json.dumps(stream.state_dict()))
     accelerator.wait_for_everyone()  # while one still writes, there are files that come and go

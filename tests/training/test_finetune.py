@@ -477,6 +477,31 @@ def test_mixtures_with_a_teacher_resume_where_they_stopped(pretrained, tones, ha
         main("mixtures", *options, "--output_dir", tmp_path / "other", "--teacher", "campplus", *targets)
 
 
+def test_mixtures_of_background_processes_resume_where_they_stopped(pretrained, tones, tmp_path, monkeypatch):
+    options = "--max_steps 4 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --eval_recordings 2"
+    options += " --num_workers 2 --checkpointing_steps 2"
+    started = []
+    monkeypatch.setattr(MixtureStream, "_from_workers", spy(MixtureStream._from_workers, started))
+    write(tmp_path / "data" / "train", halves_alike(tones))
+    shutil.copytree(tones / "test", tmp_path / "data" / "test")
+    tune("mixtures", pretrained, tmp_path / "data", tmp_path / "run", *options.split())
+    expected, weights = results_of(tmp_path / "run"), load_file(tmp_path / "run" / "model.safetensors")
+    assert [stream.num_workers for stream in started] == [2]
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    resume = ["--resume_from_checkpoint", "latest"]
+    tune("mixtures", pretrained, tmp_path / "data", tmp_path / "run", *options.split(), *resume)
+    torch.testing.assert_close(load_file(tmp_path / "run" / "model.safetensors"), weights, rtol=0, atol=0)
+    assert {**results_of(tmp_path / "run"), "settings": None} == {**expected, "settings": None}
+
+
+def spy(method, calls):
+    def spied(self, *args):
+        calls.append(self)
+        return method(self, *args)
+
+    return spied
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(pretrained, tones, tmp_path):
     with pytest.raises(SystemExit, match="at step [2-9] the loss is nan.* lower --learning_rate"):
         options = "--max_steps 9 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --eval_recordings 2"
@@ -562,9 +587,7 @@ def test_a_scorer_resumes_where_it_stopped(pretrained, tones, tmp_path):
 @pytest.mark.release
 @pytest.mark.parametrize("name", SHORT)
 def test_two_processes_train_one_model(name, pretrained, tones, tmp_path):
-    rows = rows_of(tones)
-    again = [row | {"id": f"again {row['id']}"} for row in rows[1:] + rows[:1]]  # now each half has all pitches
-    write(tmp_path / "data", rows + again)
+    write(tmp_path / "data", halves_alike(tones))
     options = f"{SHORT[name]} --logging_steps 1 --cpu_threads 1".replace("--eval_seconds 1", "--eval_seconds 0.5")
     data = ["--train_data", tmp_path / "data" / "*.parquet"]
     if name != "classification":
@@ -578,6 +601,12 @@ def test_two_processes_train_one_model(name, pretrained, tones, tmp_path):
     assert len(results_of(tmp_path / "run")["loss"]) == 3
     before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run"))
     assert any(not torch.equal(before[key], after[key]) for key in before.keys() & after.keys())
+
+
+def halves_alike(tones):
+    """Each tone twice, so that there is every pitch in every second row."""
+    rows = rows_of(tones)
+    return rows + [row | {"id": f"again {row['id']}"} for row in rows[1:] + rows[:1]]
 
 
 def rows_of(tones):

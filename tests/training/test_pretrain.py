@@ -383,6 +383,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer):
     assert not list(trainer.folder.glob("checkpoint-*"))
 
 
+def flatten_as_on_a_gpu(model):
+    """Make the weights of each LSTM parts of one buffer, as cuDNN has them."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.LSTM):
+            weights = list(module.parameters())
+            buffer = torch.cat([weight.data.flatten() for weight in weights])
+            for weight, part in zip(weights, buffer.split([weight.numel() for weight in weights]), strict=True):
+                weight.data = part.view_as(weight)
+
+
+def test_a_checkpoint_has_all_weights_of_a_model_on_a_gpu(tmp_path):
+    trainer = pretrainer(tmp_path / "run")
+    flatten_as_on_a_gpu(trainer.model)
+    trainer.save_checkpoint()
+    (checkpoint,) = trainer.folder.glob("checkpoint-*")
+    weights = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.zero_()
+    trainer.load(checkpoint)
+    torch.testing.assert_close(trainer.model.state_dict(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(load_file(checkpoint / "model.safetensors"), weights, rtol=0, atol=0)
+
+
 class Evil:
     """Leaves a file behind if it is unpickled."""
 
@@ -399,7 +423,7 @@ def test_resuming_runs_no_code_of_a_checkpoint(tmp_path):
     trainer.save_checkpoint()
     (checkpoint,) = trainer.folder.glob("checkpoint-*")
     pickles = [path for path in (checkpoint / "training_state").iterdir() if path.suffix in (".bin", ".pkl", ".pt")]
-    assert len(pickles) == 4  # optimizer, random numbers, schedule, average
+    assert len(pickles) == 5  # weights, optimizer, random numbers, schedule, average
     for path in pickles:
         content = path.read_bytes()
         torch.save(Evil(tmp_path / "mark"), path)

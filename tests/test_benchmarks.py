@@ -17,6 +17,7 @@ import yaml
 
 from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.audio import decode_audio
+from csc_hf.data.utterances import stream_utterances
 
 ROOT = Path(__file__).resolve().parents[1]
 VERIFICATION = ROOT / "benchmarks" / "verification"
@@ -139,6 +140,18 @@ def test_label_free_training(tmp_path):
     trained = CSCForPreTraining.from_pretrained(tmp_path / "run")
     assert trained.config.speaker_block == "conv" and trained.recording_classifier.weight.shape == (30, 192)
     assert trained.csc.speaker_branch.blocks[0].batch_norm.running_mean.any()
+
+
+def test_each_background_process_gets_a_copy(tmp_path):
+    rows = [row | {"licence": "MIT", "seconds": 0.25} for row in speech.make_rows(24, speakers=8)]
+    speech.write(tmp_path / "labelled", rows)
+    options = ["--labelled", str(tmp_path / "labelled" / "*.parquet"), "--output_dir", str(tmp_path), "--keep_rows"]
+    prepare.main([*options, "--copies", "2", "--num_shards", "3"])
+    kept = {row["id"] for file in (tmp_path / "train").glob("*") for row in pq.read_table(file).to_pylist()}
+    stream = stream_utterances(str(tmp_path / "train-copies" / "*.parquet"))
+    shares = [[row.id for row in stream.rows(share=copy, num_shares=2)] for copy in range(2)]
+    assert sorted(shares[1]) == sorted(f"copy 1/{id}" for id in kept) and not set(shares[0]) & set(shares[1])
+    assert [id.partition("/")[2] for id in shares[0]] == [id.partition("/")[2] for id in shares[1]]
 
 
 @pytest.mark.release

@@ -19,12 +19,15 @@ Each folder below OUTPUT_DIR has Parquet files:
 What is too short is left out and counted, and so is what has a licence that --leave_out names.
 
 To train with labels as well, --keep_rows writes one folder `train` instead of `recordings` and `people`: each row as
-it is, those of --unlabelled without a speaker, as FLAC, which is decoded faster than Opus.
+it is, those of --unlabelled without a speaker, as FLAC, which is decoded faster than Opus. With --copies N, also a
+folder `train-copies` with each file of `train` N times: each of N background processes then holds all of a small
+corpus.
 """
 
 import argparse
 import hashlib
 import io
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,6 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dev_share", type=float, default=0.12, help="share of the speakers of every other source")
     add("--label_shares", type=float, nargs="*", default=[], metavar="PERCENT", help="write `labels-PERCENT`")
     add("--keep_rows", action="store_true", help="write `train`: rows as they are")
+    add("--copies", type=int, default=0, metavar="N", help="write `train-copies`, for N background processes")
     add("--min_seconds", type=float, default=8.0, help="shorter recordings are left out: four crops of 2 s")
     add("--max_seconds", type=float, default=90.0, help="a joined recording ends here")
     add("--leave_out", nargs="*", default=[], metavar="LICENCE", help="beginnings of licences")
@@ -156,15 +160,21 @@ def keep(rows: Dataset, counts: Counter[str]) -> Iterator[dict[str, Any]]:
         yield {column: row[column] for column in COLUMNS} | {"audio": audio}
 
 
-def write(rows: Iterable[dict[str, Any]], folder: Path, num_shards: int) -> None:
-    """Write Parquet files, with the rows in the order of a hash of their ids."""
+def write(rows: Iterable[dict[str, Any]], folder: Path, num_shards: int, copies: int = 1) -> None:
+    """Write Parquet files, with the rows in the order of a hash of their ids. Of several copies of a file, each has
+    ids of its own, and every `copies`-th file, which is what one of so many processes reads, is of the same copy."""
     rows = sorted(rows, key=lambda row: rank(row["id"]))
     if not rows:
         return
     folder.mkdir(parents=True, exist_ok=True)
     dataset, num_shards = Dataset.from_list(rows), min(num_shards, len(rows))
-    for number in range(num_shards):
-        dataset.shard(num_shards, number).to_parquet(folder / f"part-{number:05d}-of-{num_shards:05d}.parquet")
+    for number, copy in itertools.product(range(num_shards), range(copies)):
+        shard = dataset.shard(num_shards, number)
+        if copies > 1:
+            ids = [f"copy {copy}/{id}" for id in shard["id"]]
+            shard = shard.remove_columns("id").add_column("id", ids)
+        part = number * copies + copy
+        shard.to_parquet(folder / f"part-{part:05d}-of-{num_shards * copies:05d}.parquet")
     hours: Counter[str] = Counter()
     for row in rows:
         hours[row["source"]] += row["seconds"] / 3600
@@ -206,6 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     folders |= labels
     for name, rows in folders.items():
         write(rows, args.output_dir / name, args.num_shards)
+    if args.copies:
+        write(kept, args.output_dir / "train-copies", args.num_shards, args.copies)
     for what, count in counts.items():
         print(f"{count} {what}")
 

@@ -70,11 +70,12 @@ KINDS = (
     {"clean": Kind()}
     | {f"noise{snr}": Kind(snr_db=snr) for snr in (10, 5, 0)}
     | {f"mix{sir}": Kind(talkers=2, sir_db=sir) for sir in (10, 5, 0, -5)}
-    | {"mix3": Kind(talkers=3)}
+    | {"mix3": Kind(talkers=3), "mix0+noise5": Kind(talkers=2, snr_db=5)}
     | {f"overlap{percent}": Kind(talkers=2, overlap=percent / 100) for percent in (25, 50)}
     | {f"short{seconds}": Kind(seconds=seconds) for seconds in (2, 1)}
 )
-"""Kinds of signals, by name. A "mix" has two talkers, at the SIR (in dB) in its name; mix3 has three, at 0 dB."""
+"""Kinds of signals, by name. A "mix" has two talkers, at the SIR (in dB) in its name; mix3 has three, at 0 dB. A "noise"
+is at the SNR in its name."""
 
 CONDITIONS = {kind: ("clean", kind) for kind in KINDS} | {"mix0_mix0": ("mix0", "mix0")}
 """Name of a condition -> kind of its enrolment signals and of its test signals."""

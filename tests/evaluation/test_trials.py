@@ -150,6 +150,13 @@ def test_mixtures_are_at_their_level(everything, kind, sir_db):
     assert len(sources) == (3 if kind == "mix3" else 2)
 
 
+def test_two_talkers_in_noise(everything):
+    signal, sources = everything.signal("mix0+noise5", 0)
+    np.testing.assert_array_equal(sources, everything.signal("mix0", 0)[1])
+    noise = signal - sources.sum(axis=0)
+    assert level(sources.sum(axis=0)) - level(noise) == pytest.approx(5, abs=1e-3)
+
+
 @pytest.mark.parametrize(("kind", "share"), [("overlap25", 0.25), ("overlap50", 0.5)])
 def test_an_overlap_is_the_loudest_stretch_of_another_talker(everything, kind, share):
     starts = set()

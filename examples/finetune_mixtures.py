@@ -40,12 +40,12 @@ from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.evaluation.embedders import EMBEDDERS
 from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.training.arguments import add_config_options, option
-from csc_hf.training.corpora import UNLABELLED, open_data
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     CheckpointArguments,
     SpeechArguments,
     load_model,
+    open_noise,
     open_speech,
     parse_arguments,
     reservoir_config,
@@ -263,10 +263,6 @@ def main(argv: list[str] | None = None) -> None:
     number_of = {utterance: of_speaker[speaker] for utterance, speaker in speech.speaker_of.items()}
 
     pretrained = load_model(CSCForPreTraining, args.model, **options["model"])
-    noise = None
-    if args.noise_data is not None:
-        unlabelled = UNLABELLED | {"id_column": args.id_column_name}
-        noise = open_data(args, args.noise_data, "train", corpus="noise", **unlabelled)
     stream = MixtureStream(
         speech.training,
         MixingConfig(
@@ -282,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
             **options["mixing"],
         ),
         reservoir=reservoir_config(args),
-        noise=noise,
+        noise=open_noise(args),
         seed=args.seed,
         shard=Shard(accelerator.process_index, accelerator.num_processes),
         num_workers=args.num_workers,

@@ -26,12 +26,12 @@ from csc_hf import CSCForSpeakerVerification
 from csc_hf.data.mixing import MixingConfig
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.training.arguments import add_config_options, option
-from csc_hf.training.corpora import UNLABELLED, open_data
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     CheckpointArguments,
     SpeechArguments,
     load_model,
+    open_noise,
     open_speech,
     parse_arguments,
     reservoir_config,
@@ -102,10 +102,6 @@ def main(argv: list[str] | None = None) -> None:
     speech = open_speech(args)
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     model = load_model(CSCForSpeakerVerification, args.model, **options)
-    noise = None
-    if args.noise_data is not None:
-        unlabelled = UNLABELLED | {"id_column": args.id_column_name}
-        noise = open_data(args, args.noise_data, "train", corpus="noise", **unlabelled)
     num_observations = 1 + args.enrolment_recordings
     stream = MixtureStream(
         speech.training,
@@ -118,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             **mixing,
         ),
         reservoir=reservoir_config(args),
-        noise=noise,
+        noise=open_noise(args),
         seed=args.seed,
         shard=Shard(accelerator.process_index, accelerator.num_processes),
     )

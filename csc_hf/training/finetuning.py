@@ -38,7 +38,7 @@ from .checkpoints import (
     refuse_later_checkpoints,
     save_checkpoint,
 )
-from .corpora import only_split, open_data, usable_utterances
+from .corpora import UNLABELLED, only_split, open_data, usable_utterances
 from .distributed import create_training_arguments
 from .hub import save_repository
 
@@ -206,6 +206,17 @@ def open_speech(args: SpeechArguments) -> LabelledSpeech:
     if both := {row.speaker for row in held_out_rows if row.speaker} & {*speakers, *names}:
         raise SystemExit(f"speakers {sorted(both)[:3]} are in the training data and in --eval_data: keep them apart")
     return LabelledSpeech(training, held_out, speaker_of, speakers)
+
+
+def open_noise(args: Any) -> UtteranceStream | None:
+    """The recorded noise that `--noise_data` names; None where noise is to be generated.
+
+    Args:
+        args: the options, those of `SpeechArguments` and `noise_data` among them.
+    """
+    if args.noise_data is None:
+        return None
+    return open_data(args, args.noise_data, "train", corpus="noise", **UNLABELLED | {"id_column": args.id_column_name})
 
 
 def _open_all(args: SpeechArguments, paths: Sequence[str], split: str) -> list[UtteranceStream]:

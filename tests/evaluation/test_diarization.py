@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from csc_hf.data.utterances import Utterance
 from csc_hf.diarization import DiarizationSettings
 from csc_hf.evaluation.conversations import Recording, build_conversations, read_recordings
 from csc_hf.evaluation.diarization import (
+    _search,
     conditions_of,
     evaluate,
     fit_settings,
@@ -177,6 +179,23 @@ def test_settings_are_learnt(monkeypatch):
     learnt = fit_settings(ToneModel(), plain, bad)
     assert learnt.threshold == 0.5 and learnt.conversations_sha256 == plain.sha256
     assert learnt.error_rate < 0.1 and 0.2 < learnt.name_threshold <= 1
+
+
+def test_settings_are_better_the_nearer_the_number_of_speakers(monkeypatch):
+    """Of two settings that are both wrong about it, the one that is less wrong, for few more errors in time."""
+    reference = np.zeros((2, 1000), bool)
+    reference[0, :500], reference[1, 500:] = True, True
+
+    def decide(evidence, settings):
+        numbers = {0.5: 6, 0.3: 5, 0.4: 4}
+        active = reference.copy()
+        active[0, : {0.5: 50, 0.3: 40, 0.4: 50}[settings.threshold]] = False
+        return None, active, SimpleNamespace(num_speakers=numbers[settings.threshold])
+
+    monkeypatch.setattr("csc_hf.evaluation.diarization.decide", decide)
+    monkeypatch.setattr("csc_hf.evaluation.diarization.GRID", {"threshold": (0.3, 0.4)})
+    (_, rate), settings = _search([(None, reference, ["a", "b"])], DiarizationSettings(threshold=0.5))
+    assert settings.threshold == 0.4 and rate == pytest.approx(0.05)
 
 
 # --- the script ------------------------------------------------------------------------------------------------------

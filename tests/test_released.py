@@ -66,14 +66,14 @@ def test_it_returns_what_it_returned_when_it_was_released():
     with torch.no_grad():
         output = model.eval()(chirp.float()[None])
     embeddings = [
-        [0.0348783, 0.0196581, 0.0776531, -0.0761418, 0.0040478],
-        [0.0621595, 0.0062287, 0.0135798, 0.0042583, 0.0078088],
+        [0.0020389, 0.0121648, 0.0350706, 0.0035834, 0.1057639],
+        [0.0153368, -0.0087101, 0.0511723, 0.0171942, 0.0745464],
     ]
-    activity = [-0.626031, 0.289986]
-    sources = [[0.0238642, -0.2207206, -0.4294701], [6.96e-05, -0.3825133, -0.7068856]]
+    activity = [-2.138537, -0.021883]
+    sources = [[0.018363, -0.012602, -0.0416564], [-0.0002451, -0.382485, -0.7065178]]
     torch.testing.assert_close(output.source_embeddings[0, :, :5], torch.tensor(embeddings), atol=2e-6, rtol=0)
     torch.testing.assert_close(output.source_activity[0], torch.tensor(activity), atol=2e-5, rtol=0)
-    when = [[0.2111743, -0.5104307, -0.2362927], [-0.2770267, -0.294994, -0.4120029]]
+    when = [[-0.625272, -0.9982754, -1.4873784], [-0.1181434, -0.238982, -0.5056967]]
     torch.testing.assert_close(output.source_frame_activity[0, :, 10:13], torch.tensor(when), atol=2e-5, rtol=0)
     torch.testing.assert_close(output.sources[0, :, 8000:8003], torch.tensor(sources), atol=1e-5, rtol=0)
 

@@ -67,7 +67,7 @@ assert list(found["embeddings"]) == ["Anna", "speaker_2", "speaker_3", "speaker_
 assert found["turns"][0]["speaker"] == "Anna" and found["turns"][-1]["speaker"] == "speaker_4"
 """,
     'verify.enrol("ben", [ben])': """
-assert [(entry["speaker"], entry["decision"]) for entry in verify(meeting)] == [("anna", True), ("ben", True)]
+assert [(entry["speaker"], entry["decision"]) for entry in verify(meeting)] == [("ben", True), ("anna", True)]
 """,
     "enrolment_values=people": "assert model(meeting[None], enrolment_values=people).logits.shape == (1, 2)",
     "stream = MixtureStream(": """

@@ -74,8 +74,8 @@ KINDS = (
     | {f"overlap{percent}": Kind(talkers=2, overlap=percent / 100) for percent in (25, 50)}
     | {f"short{seconds}": Kind(seconds=seconds) for seconds in (2, 1)}
 )
-"""Kinds of signals, by name. A "mix" has two talkers, at the SIR (in dB) in its name; mix3 has three, at 0 dB. The SNR of
-a "noise" is in its name, too."""
+"""Kinds of signals, by name. A "mix" has two talkers, at the SIR (in dB) in its name; mix3 has three, at 0 dB. A noise
+is at the SNR in its name."""
 
 CONDITIONS = {kind: ("clean", kind) for kind in KINDS} | {"mix0_mix0": ("mix0", "mix0")}
 """Name of a condition -> kind of its enrolment signals and of its test signals."""

@@ -129,7 +129,7 @@ from accelerate import Accelerator
 
 save_state = Accelerator.save_state
 
-def slow(self, folder):
+def slow(self, folder, **options):
     files = [Path(folder) / f".tmp{number}" for number in range(200)]
     end = time.monotonic() + 3
     while self.is_main_process and time.monotonic() < end:
@@ -137,7 +137,7 @@ def slow(self, folder):
             file.touch()
         for file in files:
             file.unlink()
-    save_state(self, folder)
+    save_state(self, folder, **options)
 
 Accelerator.save_state = slow
 del sys.argv[0]

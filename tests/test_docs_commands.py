@@ -28,6 +28,7 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rgl
 NOT_RUN = {
     "accelerate_configs/ddp.yaml": "needs several GPUs",
     "senko \\": "needs Senko, Resemblyzer and AMI",
+    "pip-audit": "asks the package index for advisories, which many mirrors do not have",
     "http.server": "serves until it is stopped; tests/test_browser.py serves the page",
     "benchmarks/run_all.py": "takes an hour, and needs the packages that it compares with",
 }

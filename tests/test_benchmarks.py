@@ -147,6 +147,8 @@ def test_each_background_process_gets_a_copy(tmp_path):
     speech.write(tmp_path / "labelled", rows)
     options = ["--labelled", str(tmp_path / "labelled" / "*.parquet"), "--output_dir", str(tmp_path), "--keep_rows"]
     prepare.main([*options, "--copies", "2", "--num_shards", "3"])
+    with pytest.raises(SystemExit):  # nothing would be copied
+        prepare.main([*options[:-1], "--copies", "2"])
     kept = {row["id"] for file in (tmp_path / "train").glob("*") for row in pq.read_table(file).to_pylist()}
     stream = stream_utterances(str(tmp_path / "train-copies" / "*.parquet"))
     shares = [[row.id for row in stream.rows(share=copy, num_shares=2)] for copy in range(2)]

@@ -27,7 +27,6 @@ corpus.
 import argparse
 import hashlib
 import io
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,7 +59,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_seconds", type=float, default=90.0, help="a joined recording ends here")
     add("--leave_out", nargs="*", default=[], metavar="LICENCE", help="beginnings of licences")
     add("--num_shards", type=int, default=4)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.copies and not args.keep_rows:
+        parser.error(f"--copies {args.copies} copies `train`, which --keep_rows writes: give that too")
+    return args
 
 
 def read(patterns: list[str], leave_out: list[str], counts: Counter[str]) -> Dataset | None:
@@ -168,12 +170,12 @@ def write(rows: Iterable[dict[str, Any]], folder: Path, num_shards: int, copies:
         return
     folder.mkdir(parents=True, exist_ok=True)
     dataset, num_shards = Dataset.from_list(rows), min(num_shards, len(rows))
-    for number, copy in itertools.product(range(num_shards), range(copies)):
+    for part in range(num_shards * copies):
+        number, copy = divmod(part, copies)
         shard = dataset.shard(num_shards, number)
         if copies > 1:
             ids = [f"copy {copy}/{id}" for id in shard["id"]]
             shard = shard.remove_columns("id").add_column("id", ids)
-        part = number * copies + copy
         shard.to_parquet(folder / f"part-{part:05d}-of-{num_shards * copies:05d}.parquet")
     hours: Counter[str] = Counter()
     for row in rows:

@@ -1,12 +1,19 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Contrastive Separative Coding for Hugging Face Transformers: on import, Auto classes and pipelines know it."""
 
-import transformers
+from .broken_packages import explain
 
-from . import modeling_csc, pipelines
-from .configuration_csc import MODEL_CLASSES, PRESETS, CSCConfig
-from .feature_extraction_csc import CSCFeatureExtractor
-from .modeling_csc import *  # noqa: F403 (exactly the classes of MODEL_CLASSES and their outputs)
+try:
+    import transformers
+
+    from . import modeling_csc, pipelines
+    from .configuration_csc import MODEL_CLASSES, PRESETS, CSCConfig
+    from .feature_extraction_csc import CSCFeatureExtractor
+    from .modeling_csc import *  # noqa: F403 (exactly the classes of MODEL_CLASSES and their outputs)
+except Exception as error:
+    if explain(error) is None:
+        raise
+    raise ImportError(explain(error)) from None
 from .version import __version__ as __version__
 
 __all__ = ["PRESETS", "CSCConfig", "CSCFeatureExtractor"] + modeling_csc.__all__

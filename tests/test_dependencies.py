@@ -61,6 +61,7 @@ TOOLS |= {"mkdocs-material", "mkdocstrings[python]"}
 
 ORDER = (
     "version",
+    "broken_packages",
     "configuration_csc",
     "feature_extraction_csc",
     "modeling_csc",

@@ -25,6 +25,7 @@ from csc_hf import (
     CSCForSpeechSeparation,
     CSCForXVector,
     CSCPreTrainedModel,
+    broken_packages,
     modeling_csc,
 )
 from csc_hf.configuration_csc import MODEL_CLASSES
@@ -81,6 +82,35 @@ except AssertionError as error:
     print(error)
 """
     assert "csc_hf.evil imports datasets" in run(code)  # so it would have been seen
+
+
+def test_an_installed_package_that_cannot_be_imported_is_named_with_the_remedy(tmp_path):
+    """As a torchaudio that was built for another torch: Transformers imports it because it is installed."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libcudart.so.13: no such file\\nand more')")
+    (tmp_path / "torchaudio-9.8.dist-info").mkdir()
+    (tmp_path / "torchaudio-9.8.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchaudio\nVersion: 9.8\n"
+    )
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+try:
+    import csc_hf
+except ImportError as error:
+    print(error)
+"""
+    printed = run(code, str(tmp_path)).splitlines()
+    said = f"torchaudio 9.8 is installed but cannot be imported beside torch {torch.__version__} "
+    assert len(printed) == 1 and printed[0].startswith(f"{said}(libcudart.so.13: no such file): ")
+    assert "`pip uninstall torchaudio`" in printed[0]
+
+
+def test_an_error_of_our_own_is_no_broken_package():
+    with pytest.raises(ImportError) as caught:
+        exec("from transformers import no_such_name", {"__name__": "csc_hf.modeling_csc"})
+    trace = caught.value.__traceback__.tb_next  # without this test's own frame
+    assert broken_packages.explain(caught.value.with_traceback(trace)) is None
 
 
 @pytest.mark.parametrize(

@@ -278,9 +278,9 @@ def store_of(path, model: str, *names: str, kind: str = "mean"):
     """A store of one voice by several names, which may be such as no speaker can have today."""
     network = CSCForPreTraining.from_pretrained(model)
     store = stores.VoiceStore(model, stores.fingerprint(network, kind), kind, RATE)
-    voice = Enrolment(np.eye(1, network.config.speaker_embedding_size, dtype=np.float32)[0], None, silent=False)
     for name in names:
-        store.voices[name], store.recordings[name] = voice, 1
+        embedding = np.eye(1, network.config.speaker_embedding_size, dtype=np.float32)[0]
+        store.voices[name], store.recordings[name] = Enrolment(embedding, None, silent=False), 1
     store.save(path)
     return path
 
@@ -304,18 +304,21 @@ WRONG_VALUES = {
     "condition of an extraction": ("extract a.wav -e b.wav -o x.wav --condition no", "--condition no: the model has"),
     "threshold": ("verify a.wav b.wav --threshold nan", "nan is no finite number"),
     "threshold and condition": ("verify a.wav b.wav --threshold 1 --condition x", "--threshold and --condition: give"),
-    "no speakers": ("diarize a.wav --num-speakers 0", "'--num-speakers' / '-n': 0"),
+    "no speakers": ("diarize a.wav --num-speakers 0", "'--num-speakers' / '-n': 0: give a whole number from 1 on"),
     "speakers": ("diarize a.wav -n 2 --max-speakers 3", "--num-speakers 2 is exact: leave out"),
     "bounds": ("diarize a.wav --min-speakers 3 --max-speakers 2", "--min-speakers 3 is above --max-speakers 2"),
     "folders in RTTM": ("diarize a.wav b/a.wav --rttm -", "'a.wav' and 'b/a.wav' would both be 'a' in RTTM"),
-    "spaces in RTTM": ("diarize b --rttm x", "'b/x y.wav' and 'b/x_y.wav' would both be 'x_y' in RTTM"),
+    "spaces in RTTM": ("diarize b --rttm x", "'b/x y.wav' and 'b/x_y.flac' would both be 'x_y' in RTTM"),
     "people in RTTM": ("diarize a.wav --store two --rttm -", "'Anna B' and 'Anna_B' are both 'Anna_B' in RTTM"),
     "voices of one name": ("diarize b/x_y.wav b/x_y.flac --voices v", "would be written to the same files"),
-    "nobody": ("live - --max-speakers 0", "'--max-speakers': 0"),
-    "fewer than enrolled": ("live - --store two --max-speakers 1", "--max-speakers 1: the store holds 2 voices"),
+    "nobody": ("live - --max-speakers 0", "'--max-speakers': 0: give a whole number from 1 on"),
+    "fewer than enrolled": (
+        "live - --latency 1 --store two --max-speakers 1",
+        "--max-speakers 1: the store holds 2 voices",
+    ),
     "latency": ("live - --latency 9", "--latency 9: give 0.064 to 1 seconds with this model"),
     "no latency": ("live - --latency nan", "nan is no finite number"),
-    "part": ("export --out v --part no", "'--part': 'no' is not one of"),
+    "part": ("export --out v --part no", "'no' is not one of 'embedding'"),
 }
 
 

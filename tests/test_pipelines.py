@@ -152,6 +152,22 @@ def test_attention_is_the_trained_cross_attention(folder, encoder_folder):
         pipeline("speaker-verification", model=model, enrolment="median")
 
 
+def test_who_is_enrolled_meanwhile_counts_from_the_next_call_on(monkeypatch):
+    """A service enrols in one thread and identifies in another."""
+    verify = pipeline("speaker-verification", model=calibrated(SignSeparator()))
+    verify.enrol("nils", POSITIVE)
+    verify.enrol("pia", NEGATIVE)
+    score = verify._score
+
+    def enrolling_meanwhile(*arguments):
+        verify.enrolled[f"new {len(verify.enrolled)}"] = verify.enrolled["pia"]
+        return score(*arguments)
+
+    monkeypatch.setattr(verify, "_score", enrolling_meanwhile)
+    assert [result["speaker"] for result in verify(POSITIVE)] == ["nils", "pia"]
+    assert len(verify.compare(verify.enrolled["nils"].embedding)) == 4
+
+
 def test_enrolled_speakers():
     verify = pipeline("speaker-verification", model=calibrated(SignEncoder()))
     with pytest.raises(ValueError, match="nobody is enrolled"):

@@ -11,7 +11,7 @@ import typer
 
 from .errors import fail
 from .models import check_model, load_model
-from .options import Files, Json, Model, Speakers
+from .options import Files, Json, Model, Speakers, from_one
 from .output import Table, check_targets, print_json
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, opened, output_names
@@ -32,10 +32,13 @@ def diarize(
     ] = None,
     num_speakers: Annotated[
         int | None,
-        typer.Option("--num-speakers", "-n", metavar="N", min=1, help="How many people speak, if it is known."),
+        typer.Option(
+            "--num-speakers", "-n", metavar="N", callback=from_one, help="How many people speak, if it is known."
+        ),
     ] = None,
     min_speakers: Annotated[
-        int | None, typer.Option("--min-speakers", metavar="N", min=1, help="The fewest people that may speak.")
+        int | None,
+        typer.Option("--min-speakers", metavar="N", callback=from_one, help="The fewest people that may speak."),
     ] = None,
     max_speakers: Speakers = None,
     store: Annotated[

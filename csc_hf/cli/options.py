@@ -36,6 +36,12 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def from_one(value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"{value}: give a whole number from 1 on.")
+    return value
+
+
 Model = Annotated[
     str | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder of a CSC model, or its name on the Hub.")
 ]
@@ -52,7 +58,8 @@ Condition = Annotated[
     str | None, typer.Option(help="Condition of the calibration to use, where the model has several.")
 ]
 Speakers = Annotated[
-    int | None, typer.Option("--max-speakers", metavar="N", min=1, help="The most people that may speak.")
+    int | None,
+    typer.Option("--max-speakers", metavar="N", callback=from_one, help="The most people that may speak."),
 ]
 KIND_HELP = (
     "How voices are compared: with the mean embedding of the enrolment, by the trained cross-attention, or by the "

@@ -81,7 +81,7 @@ def output_names(recordings: Sequence[Recording]) -> dict[Recording, Path]:
         groups.setdefault(recording.stem, []).append(recording)
     names: dict[Recording, Path] = {}
     for stem, group in groups.items():
-        folders = [Path(recording.name).absolute().parent for recording in group]
+        folders = [Path(os.path.abspath(recording.name)).parent for recording in group]
         common = os.path.commonpath(folders)
         names |= {
             recording: folder.relative_to(common) / stem for recording, folder in zip(group, folders, strict=True)

@@ -288,6 +288,7 @@ def store_of(path, model: str, *names: str, kind: str = "mean"):
 WRONG_VALUES = {
     "no name": ("enrol  a.wav --store v", "'' is no name: give the speaker one"),
     "name of a path": ("enrol a/b a.wav --store v", "a speaker cannot be called 'a/b'"),
+    "store": ("enrol Anna a.wav --store b", "the store 'b' is a folder"),
     "kind": (
         "enrol Anna a.wav --store v --enrolment scorer",
         "--enrolment scorer needs a checkpoint of CSCForSpeaker",
@@ -295,7 +296,7 @@ WRONG_VALUES = {
     "scorer": ("verify a.wav b.wav --enrolment scorer", "--enrolment scorer needs a checkpoint of CSCForSpeaker"),
     "condition": (
         "verify a.wav b.wav --condition no",
-        "--condition no: the model has no such calibration for --enrol",
+        "--condition no: the model has no such calibration for the enr",
     ),
     "condition of a store": (
         "identify a.wav --store two --condition no",

@@ -101,12 +101,12 @@ def check_comparison(name: str, kind: str | None, threshold: float | None, condi
             raise ValueError("--threshold and --condition: give one, since a threshold replaces the calibration")
         if condition not in known:
             raise ValueError(
-                f"--condition {condition}: the model has no such calibration for --enrolment {kind}, only "
+                f"--condition {condition}: the model has no such calibration for the enrolment {kind!r}, only "
                 f"{', '.join(known) or 'none'}"
             )
     elif threshold is None and len(known) > 1:
         raise ValueError(
-            f"the model has calibrations for {', '.join(known)} (--enrolment {kind}): choose one by --condition"
+            f"the model has calibrations for {', '.join(known)} of the enrolment {kind!r}: choose one by --condition"
         )
 
 

@@ -96,6 +96,8 @@ def enrol(
     model that it was made with. Names are unique: `--replace` replaces a voice. Voices are biometric data: have
     people's consent.
     """
+    if store.is_dir():
+        raise ValueError(f"the store {str(store)!r} is a folder: give a file in it")
     if not store.resolve().parent.is_dir():
         raise ValueError(f"no folder {str(store.parent)!r} for the store: make it first")
     with opened(files) as (found,):

@@ -12,9 +12,10 @@ each second of a recording.
 """
 
 import copy
+import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from transformers.utils import logging
 
 from .audio import SILENCE_POWER, power
+from .enrolment import check_name
 from .long_audio import (
     Job,
     Recording,
@@ -87,19 +89,20 @@ class Diarization:
 
     def rttm(self, uri: str) -> str:
         """
-        The turns in NIST's RTTM format, a line each.
+        The turns in NIST's RTTM format, one line per turn. White space, which separates the columns, becomes "_" in
+        names (`rttm_names`).
 
         Args:
             uri: Name of the recording.
 
         Raises:
-            ValueError: A name holds white space, which separates the columns.
+            ValueError: A name is blank, or two speakers would have the same name.
         """
-        for name in (uri, *self.embeddings):
-            if not name or name.split() != [name]:
-                raise ValueError(f"RTTM cannot hold the name {name!r}: replace its white space")
+        (recording,) = rttm_names([uri]).values()
+        names = rttm_names(self.embeddings)
         return "".join(
-            f"SPEAKER {uri} 1 {turn.start:.3f} {turn.end - turn.start:.3f} <NA> <NA> {turn.speaker} <NA> <NA>\n"
+            f"SPEAKER {recording} 1 {turn.start:.3f} {turn.end - turn.start:.3f} <NA> <NA> {names[turn.speaker]} "
+            "<NA> <NA>\n"
             for turn in self.turns
         )
 
@@ -124,6 +127,28 @@ class Diarization:
         for number, turn in enumerate(self.turns):
             annotation[Segment(turn.start, turn.end), number] = turn.speaker
         return annotation
+
+
+def rttm_name(name: str) -> str:
+    """A name as RTTM holds it: white space, which separates the columns, becomes "_"."""
+    return "_".join(name.split())
+
+
+def rttm_names(names: Iterable[str]) -> dict[str, str]:
+    """
+    Names as RTTM holds them, by the names.
+
+    Raises:
+        ValueError: A name is blank, or two names become the same.
+    """
+    folded: dict[str, str] = {}
+    for name in names:
+        if not rttm_name(name):
+            raise ValueError(f"RTTM cannot hold the name {name!r}: give it letters")
+        other = folded.setdefault(rttm_name(name), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} are both {rttm_name(name)!r} in RTTM: rename one of them")
+    return {name: rttm_name(name) for name in folded.values()}
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -194,7 +219,7 @@ def settings_of(model: CSCPreTrainedModel) -> DiarizationSettings:
         logger.warning_once(
             "This model has no settings of diarization: THRESHOLDS ARE NOT THOSE OF THE MODEL, and the number of "
             "speakers is a guess. Learn them on conversations (examples/evaluate_diarization.py --fit_on), or give "
-            "settings=... and num_speakers=..."
+            "settings and the number of speakers"
         )
     return settings or DiarizationSettings()
 
@@ -225,7 +250,7 @@ def diarize(
         min_speakers, max_speakers: Bounds of their number, where it is not known.
         enrolled: Embeddings (embedding,) of known speakers by their names (`csc_hf.enrolment.enrol`). At most one
             speaker of the recording gets each name. The others are "speaker_1", ... by their place among all speakers
-            in order of appearance.
+            in order of appearance; a number is passed over where somebody enrolled has that name.
         voices: Folder for one WAV file of each speaker, as long as the recording, silent where they do not speak. The
             voices of those who speak add up to the recording; all are turned down together where one would exceed full
             scale and the recording does not. Written block by block.
@@ -234,7 +259,7 @@ def diarize(
     Raises:
         ValueError: The model has no frame activity, is in training mode, or does not separate; the recording is empty,
             holds NaN or infinite samples, cannot be decoded, or becomes shorter meanwhile; numbers of speakers
-            contradict each other; an enrolled embedding does not fit the model.
+            contradict each other; an enrolled embedding does not fit the model, or its name is not one of a file.
         ImportError: SciPy cannot be imported.
     """
     job = diarization(
@@ -333,9 +358,10 @@ def speaker_bounds(
 
 def check_enrolled(enrolled: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """Embeddings of enrolled speakers, brought to unit length. Raises a ValueError that names the one that does not
-    fit."""
+    fit, or that cannot be called so."""
     checked = {}
-    for name, embedding in enrolled.items():
+    for name, embedding in dict(enrolled).items():  # a copy, since others may enrol meanwhile
+        check_name(name)
         values = np.asarray(embedding, dtype=np.float64)
         norm = np.linalg.norm(values)
         if values.shape != (size,) or not np.isfinite(norm) or norm == 0:
@@ -343,8 +369,6 @@ def check_enrolled(enrolled: Mapping[str, np.ndarray], size: int) -> dict[str, n
                 f"the embedding of {name!r} has shape {values.shape} and length {norm:.3g}: give a finite one of "
                 f"shape ({size},), from this model"
             )
-        if not name or Path(name).name != name or name == ".." or not name.isprintable():
-            raise ValueError(f"a speaker cannot be called {name!r}: the name is that of a file, and printed")
         checked[name] = values / norm
     return checked
 
@@ -406,12 +430,12 @@ class Evidence:
         return (active * np.where(alone, 1.0, overlap_weight)).sum(axis=2) * self.frame_seconds
 
 
-def check_frame_activity(model: CSCPreTrainedModel) -> None:
+def check_frame_activity(model_or_config) -> None:
     """Raise a ValueError if a model does not say who is active in a frame."""
-    if not getattr(model.config, "frame_activity", False):
+    if not getattr(getattr(model_or_config, "config", model_or_config), "frame_activity", False):
         raise ValueError(
-            f"this {type(model).__name__} does not say who is active in a frame (config.frame_activity is not set): "
-            "use a model that does, such as csc-small, or train one with frame_activity=True"
+            "this model does not say who is active in a frame (config.frame_activity is not set): use a model that "
+            "does, such as csc-small, or train one with frame_activity=True"
         )
 
 
@@ -421,12 +445,8 @@ def listen(model: CSCPreTrainedModel, recording, chunk_seconds: float, overlap_s
 
     Args: As of `diarize` and `DiarizationSettings`.
     """
+    check_frame_activity(model)
     config = model.config
-    if not getattr(config, "frame_activity", False):
-        raise ValueError(
-            f"this {type(model).__name__} does not say who is active in a frame (config.frame_activity is not set): "
-            "use a model that does, such as csc-small, or train one with frame_activity=True"
-        )
     stride, slots = config.activity_stride, config.num_sources
     opened = open_recording(recording, config.sampling_rate)
     size = round(chunk_seconds * config.sampling_rate)
@@ -647,14 +667,25 @@ def name_speakers(centroids: np.ndarray, enrolled: Mapping[str, np.ndarray], thr
     """Names of speakers (speakers, embedding): those of the enrolled ones whom they are like, else by their place."""
     from scipy.optimize import linear_sum_assignment
 
-    names = [f"speaker_{number}" for number in range(1, len(centroids) + 1)]
+    names = [""] * len(centroids)
     if enrolled and len(centroids):
         likeness = centroids @ np.stack(list(enrolled.values())).T
         # What is below the threshold counts nothing, so it takes no name away from another pair.
         for place, name in zip(*linear_sum_assignment(-np.maximum(likeness - threshold, 0)), strict=True):
             if likeness[place, name] >= threshold:
                 names[place] = list(enrolled)[name]
+    taken = set(enrolled)
+    for place in range(len(names)):
+        names[place] = names[place] or speaker_label(place + 1, taken)
+        taken.add(names[place])
     return names
+
+
+def speaker_label(place: int, taken: Collection[str]) -> str:
+    """What to call a speaker whose name is not known: "speaker_" and their place among all speakers, from 1 on; the
+    next number that no name in `taken` has, in RTTM either."""
+    names = {rttm_name(name) for name in taken}
+    return next(label for number in itertools.count(place) if (label := f"speaker_{number}") not in names)
 
 
 # --- voices ----------------------------------------------------------------------------------------------------------
@@ -720,14 +751,16 @@ def _write_voices(
 def _gates(active: np.ndarray, start: int, length: int, config) -> np.ndarray:
     """float32 (speakers, length): 1 where a speaker speaks, 0 where not, with short fades inside the turns."""
     stride, fade = config.activity_stride, round(FADE_SECONDS * config.sampling_rate)
-    first = start // stride
-    # A frame more on either side, so that a fade does not depend on where a chunk begins. Who speaks in the first or
-    # last frame of the recording also does beyond it.
-    around = np.arange(first - 1, first + config.num_activity_frames(length) + 1)
+    first, more = start // stride, math.ceil(fade / stride)
+    # Frames of a fade more on either side, so that it does not depend on where a chunk begins. Who speaks in the first
+    # or last frame of the recording also does beyond it.
+    around = np.arange(first - more, first + config.num_activity_frames(length) + more)
     frames = active[:, around.clip(0, active.shape[1] - 1)].astype(np.float32)
     gate = np.repeat(frames, stride, axis=1)
     if fade > 1:
-        summed = np.cumsum(np.pad(gate, ((0, 0), (fade, 0))), axis=1)
-        gate = np.minimum(gate, (summed[:, fade:] - summed[:, :-fade]) / fade)
-        summed = np.cumsum(np.pad(gate[:, ::-1], ((0, 0), (fade, 0))), axis=1)
-    return gate[:, stride : stride + length]
+        # The mean over the last and over the next samples: a ramp where a turn begins, and one where it ends.
+        summed = np.cumsum(np.pad(gate, ((0, 0), (fade, fade))), axis=1)
+        means = (summed[:, fade:] - summed[:, :-fade]) / fade
+        samples = gate.shape[1]
+        gate = np.minimum(means[:, :samples], means[:, fade - 1 :][:, :samples])
+    return gate[:, more * stride : more * stride + length]

@@ -12,6 +12,9 @@ from .audio import SILENCE_POWER, power
 from .long_audio import Job, embedding, run
 from .modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCPreTrainedModel
 
+MAX_NAME_BYTES = 200
+"""Longest name of a speaker, in UTF-8. File systems take 255 bytes, endings included."""
+
 
 @dataclass
 class Enrolment:
@@ -59,6 +62,19 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
         memory=torch.cat(segments) if with_memory else None,
         silent=any(is_silent(waveform) for waveform in waveforms),
     )
+
+
+def check_name(name: str) -> None:
+    """Raise a ValueError unless a speaker can have this name: it is printed on one line, and their voice is written to
+    the file `name.wav`."""
+    if not name.strip():
+        raise ValueError(f"{name!r} is no name: give the speaker one")
+    bad = [char for char in name if char in "/\\" or not char.isprintable()]
+    if bad or name != name.strip() or name.startswith(".") or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"a speaker cannot be called {name!r}, which is printed and names a file: use at most {MAX_NAME_BYTES} "
+            "bytes of printable characters, no / or \\, no dot at the beginning, no space around"
+        )
 
 
 def is_silent(waveform: np.ndarray) -> bool:

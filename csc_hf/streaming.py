@@ -13,6 +13,7 @@ that the model needs. Results do not depend on the sizes of the blocks.
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -23,6 +24,7 @@ import torch
 from transformers.utils import logging
 
 from .audio import SAMPLING_RATE, SILENCE_POWER, NotFiniteError, power
+from .configuration_csc import CSCConfig
 from .diarization import (
     DiarizationSettings,
     Turn,
@@ -32,6 +34,7 @@ from .diarization import (
     listener,
     settings_of,
     speaker_bounds,
+    speaker_label,
 )
 from .evaluation.calibration import Calibration
 from .long_audio import SAME_SPEAKER, Job, check_separates, cross_fade, run, scale_to_mixture
@@ -83,6 +86,11 @@ def pcm_blocks(stream: BinaryIO, sampling_rate: int = SAMPLING_RATE, seconds: fl
             return
 
 
+def latency_bounds(config: CSCConfig, window_seconds: float) -> tuple[float, float]:
+    """The lowest and the highest latency in seconds: two frames of a model, and its window."""
+    return 2 * config.activity_stride / config.sampling_rate, window_seconds
+
+
 class _Live(Generic[Answer]):
     """
     Cuts what comes in into windows.
@@ -99,13 +107,14 @@ class _Live(Generic[Answer]):
     def __init__(self, model: CSCPreTrainedModel, window_seconds: float, latency_seconds: float):
         rate, frame = model.config.sampling_rate, model.config.activity_stride
         self.model = model
+        least, most = latency_bounds(model.config, window_seconds)
+        if not least <= latency_seconds <= most:
+            raise ValueError(
+                f"latency_seconds={latency_seconds}: must be at least {least:g}, two frames of the model, and not "
+                f"above the window of {most:g} s"
+            )
         self.hop = round(latency_seconds * rate / 2) // frame * frame
         self.window = round(window_seconds * rate) // frame * frame
-        if not 0 < 2 * self.hop <= self.window:
-            raise ValueError(
-                f"latency_seconds={latency_seconds}: must be at least {2 * frame / rate:g}, two frames of the "
-                f"model, and not above the window of {self.window / rate:g} s"
-            )
         self._held = np.zeros(0, np.float32)  # the last `window` samples
         self._received = 0  # samples
         self._answered = 0  # samples whose answer is final
@@ -167,15 +176,18 @@ class _Live(Generic[Answer]):
         Go on where another object was.
 
         Args:
-            state: From `state_dict` of one with the same settings and model.
+            state: From `state_dict` of one with the same settings, enrolled speakers and model.
 
         Raises:
-            ValueError: The settings differ.
+            ValueError: The settings or the enrolled speakers differ.
         """
-        if state["settings"] != self._settings():
-            raise ValueError(
-                f"the state is of {state['settings']}, and this object has {self._settings()}: use equal settings"
+        theirs, own = state["settings"], self._settings()
+        differing = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+        if differing:
+            saved, here = (
+                ", ".join(f"{name}={settings.get(name)!r}" for name in differing) for settings in (theirs, own)
             )
+            raise ValueError(f"the state is of {saved}, and this object has {here}: use equal settings")
         for name in self._state:
             setattr(self, name, _with(copy.deepcopy(state[name]), torch.Tensor, torch.Tensor.numpy))
 
@@ -226,6 +238,11 @@ class _Live(Generic[Answer]):
     def _join(self, answers: list[Answer]) -> Answer:
         """One answer of several in a row."""
         raise NotImplementedError
+
+
+def _digest(embedding: np.ndarray) -> str:
+    """Tells whether embeddings are equal, in few letters."""
+    return hashlib.sha256(embedding.tobytes()).hexdigest()[:12]
 
 
 def _with(value: Any, kind: type, change: Any) -> Any:
@@ -283,7 +300,7 @@ def speaker_threshold(model: CSCPreTrainedModel, condition: str | None = None) -
     logger.warning_once(
         "This model has no calibration: WHO IS TAKEN FOR THE ENROLLED SPEAKER IS A GUESS, by a cosine of "
         f"{SAME_SPEAKER}. Learn a calibration on trials of your own (examples/evaluate_verification.py "
-        "--store_calibration mix0), or pass threshold=..."
+        "--store_calibration mix0), or give a threshold"
     )
     return SAME_SPEAKER
 
@@ -361,7 +378,7 @@ class LiveExtractor(_Live[np.ndarray]):
         return faded[0, : end - begin]
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "threshold": self.threshold}
+        return {**super()._settings(), "threshold": self.threshold, "enrolment": _digest(self.enrolment)}
 
     def _join(self, answers: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.float32), *answers])
@@ -381,9 +398,14 @@ class LiveDiarizer(_Live[list[Turn]]):
         model: A CSC model with `config.frame_activity`, in evaluation mode.
         latency_seconds: See the top of this module.
         enrolled: Embeddings (embedding,) of known speakers by their names. The others are "speaker_1", ... by their
-            place among all speakers in order of appearance.
+            place among all speakers in order of appearance; a number is passed over where somebody enrolled has that
+            name.
         max_speakers: The most speakers, the enrolled ones included. None: any number.
         settings: In place of those of the model.
+
+    Raises:
+        ValueError: The model has no frame activity; an enrolled embedding does not fit it, or its name is not one of a
+            file; the latency is beyond the window; `max_speakers` is below 1 or the number of enrolled speakers.
     """
 
     _state = (*_Live._state, "_sums", "_weights", "_names", "_appeared", "_heard", "_nearness", "_past")
@@ -403,7 +425,13 @@ class LiveDiarizer(_Live[list[Turn]]):
         self._light = listener(model)
         enrolled = check_enrolled(enrolled or {}, model.config.speaker_embedding_size)
         _, self.max_speakers = speaker_bounds(None, None, max_speakers)
+        if self.max_speakers is not None and self.max_speakers < len(enrolled):
+            raise ValueError(
+                f"max_speakers={self.max_speakers} is below the number of enrolled speakers, {len(enrolled)}, who are "
+                "among them: give more, or enrol fewer"
+            )
         self._num_enrolled = len(enrolled)
+        self._enrolled = {name: _digest(embedding) for name, embedding in enrolled.items()}
         # Of each speaker: the sum of their embeddings, weighted by the seconds of each slot; these seconds; the name,
         # None before they appear.
         self._sums = np.array(list(enrolled.values())).reshape(-1, model.config.speaker_embedding_size)
@@ -427,7 +455,12 @@ class LiveDiarizer(_Live[list[Turn]]):
         return self._light
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), **asdict(self.settings), "max_speakers": self.max_speakers}
+        return {
+            **super()._settings(),
+            **asdict(self.settings),
+            "max_speakers": self.max_speakers,
+            "enrolled": self._enrolled,
+        }
 
     def _join(self, answers: list[list[Turn]]) -> list[Turn]:
         return [turn for answer in answers for turn in answer]
@@ -518,7 +551,9 @@ class LiveDiarizer(_Live[list[Turn]]):
         for first, end, speaker, score in sorted(pieces):
             if speaker not in self._appeared:
                 self._appeared.append(speaker)
-                self._names[speaker] = self._names[speaker] or f"speaker_{len(self._appeared)}"
+                if self._names[speaker] is None:
+                    taken = [name for name in self._names if name is not None]
+                    self._names[speaker] = speaker_label(len(self._appeared), taken)
             stop = min(end * self._frame_seconds, self._received / self.model.config.sampling_rate)
             turns.append(Turn(first * self._frame_seconds, stop, str(self._names[speaker]), score))
         self._past = probability[:, : num_past + num_final][:, -PAST_FRAMES:]

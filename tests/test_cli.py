@@ -43,10 +43,11 @@ from csc_hf.cli import models
 from csc_hf.cli import recordings as inputs
 from csc_hf.cli import store as stores
 from csc_hf.cli.live import Turns, resampled
-from csc_hf.cli.options import Kind
+from csc_hf.cli.options import Kind, Part
 from csc_hf.cli.output import Table, check_stdout
 from csc_hf.cli.progress import Progress, for_each
 from csc_hf.diarization import DiarizationSettings, Turn, diarize
+from csc_hf.enrolment import Enrolment
 from csc_hf.long_audio import embed as embed_audio
 from csc_hf.long_audio import separate as separate_audio
 from csc_hf.streaming import LiveDiarizer, join_turns
@@ -219,9 +220,8 @@ ERRORS = {
     "command": ("diarise a.wav", "No such command 'diarise'"),
     "no store": ("identify a.wav --store no.safetensors", "no store 'no.safetensors'"),
     "no such store": ("identify a.wav --store a.wav", "'a.wav' is no store of voices"),
-    "no name": ("enrol  a.wav --store v.safetensors", "the name is empty"),
     "folder of a store": ("enrol Anna a.wav --store no/v.safetensors", "no folder 'no'"),
-    "silent": ("enrol Anna a.wav silent.wav --store v.safetensors", "'silent.wav': nobody speaks there"),
+    "silent": ("enrol Anna a.wav silent.wav --store v.safetensors", "'Anna' is silent, 'silent.wav'"),
     "format": ("extract a.wav --enrol b.wav --out x.txt", "cannot write audio to 'x.txt'"),
     "no format": ("extract a.wav --enrol b.wav --out x", "cannot write audio to 'x'"),
     "folder of a file": ("extract a.wav --enrol b.wav --out no/x.wav", "no folder 'no'"),
@@ -231,13 +231,10 @@ ERRORS = {
     "one stem": ("separate a.wav empty/../a.flac --out out", "'a.wav' and "),
     "outputs": ("diarize a.wav --rttm - --json", "--rttm - and --json would all write to standard output"),
     "labels": ("diarize a.wav b.wav --audacity x.txt", "--audacity is for one recording, and there are 2"),
-    "one name": ("diarize a.wav empty/../a.flac", "'a.wav' and "),
     "RTTM over the input": ("diarize a.wav --rttm a.wav", "'a.wav' would be written over the recording"),
     "no store of names": ("diarize a.wav --store no.safetensors", "no store 'no.safetensors'"),
-    "speakers": ("diarize a.wav -n 2 --max-speakers 3", "num_speakers=2 is exact"),
-    "no frame activity": ("diarize a.wav --model no_frames", "csc-hf: this CSCModel does not say who is active"),
+    "no frame activity": ("diarize a.wav --model no_frames", "csc-hf: this model does not say who is active"),
     "a file that is live": ("live a.wav", "'a.wav' is not -"),
-    "condition": ("verify a.wav b.wav --condition no", "no calibration of enrolment='mean' for condition 'no'"),
     "evaluation": ("evaluate mfcc", "give --data or --trials"),
     "conditions": ("evaluate mfcc --data a --conditions loud", "--conditions loud: choose some of clean"),
     "no data": ("evaluate mfcc --data no/*.parquet", "no/*.parquet: no such files or folder"),
@@ -275,6 +272,93 @@ def test_an_error_is_one_line(line, message, model, audio, monkeypatch):
     result = run(*line.split(" "), status=2)
     assert message in error_of(result) and result.stdout.count("\n") <= 1  # the head of a table
     assert sorted(audio.rglob("*")) in (before, sorted([*before, audio / "out"]))  # nothing half done is left
+
+
+def store_of(path, model: str, *names: str, kind: str = "mean"):
+    """A store of one voice by several names, which may be such as no speaker can have today."""
+    network = CSCForPreTraining.from_pretrained(model)
+    store = stores.VoiceStore(model, stores.fingerprint(network, kind), kind, RATE)
+    for name in names:
+        embedding = np.eye(1, network.config.speaker_embedding_size, dtype=np.float32)[0]
+        store.voices[name], store.recordings[name] = Enrolment(embedding, None, silent=False), 1
+    store.save(path)
+    return path
+
+
+WRONG_VALUES = {
+    "no name": ("enrol  a.wav --store v", "'' is no name: give the speaker one"),
+    "name of a path": ("enrol a/b a.wav --store v", "a speaker cannot be called 'a/b'"),
+    "store": ("enrol Anna a.wav --store b", "the store 'b' is a folder"),
+    "kind": (
+        "enrol Anna a.wav --store v --enrolment scorer",
+        "--enrolment scorer needs a checkpoint of CSCForSpeaker",
+    ),
+    "scorer": ("verify a.wav b.wav --enrolment scorer", "--enrolment scorer needs a checkpoint of CSCForSpeaker"),
+    "condition": (
+        "verify a.wav b.wav --condition no",
+        "--condition no: the model has no such calibration for the enr",
+    ),
+    "condition of a store": (
+        "identify a.wav --store two --condition no",
+        "--condition no: the model has no such cali",
+    ),
+    "condition of an extraction": ("extract a.wav -e b.wav -o x.wav --condition no", "--condition no: the model has"),
+    "threshold": ("verify a.wav b.wav --threshold nan", "nan is no finite number"),
+    "threshold and condition": ("verify a.wav b.wav --threshold 1 --condition x", "--threshold and --condition: give"),
+    "no speakers": ("diarize a.wav --num-speakers 0", "'--num-speakers' / '-n': 0: give a whole number from 1 on"),
+    "speakers": ("diarize a.wav -n 2 --max-speakers 3", "--num-speakers 2 is exact: leave out"),
+    "bounds": ("diarize a.wav --min-speakers 3 --max-speakers 2", "--min-speakers 3 is above --max-speakers 2"),
+    "folders in RTTM": ("diarize a.wav b/a.wav --rttm -", "'a.wav' and 'b/a.wav' would both be 'a' in RTTM"),
+    "spaces in RTTM": ("diarize b --rttm x", "'b/x y.wav' and 'b/x_y.flac' would both be 'x_y' in RTTM"),
+    "people in RTTM": ("diarize a.wav --store two --rttm -", "'Anna B' and 'Anna_B' are both 'Anna_B' in RTTM"),
+    "voices of one name": ("diarize b/x_y.wav b/x_y.flac --voices v", "would be written to the same files"),
+    "nobody": ("live - --max-speakers 0", "'--max-speakers': 0: give a whole number from 1 on"),
+    "fewer than enrolled": (
+        "live - --latency 1 --store two --max-speakers 1",
+        "--max-speakers 1: the store holds 2 voices",
+    ),
+    "latency": ("live - --latency 9", "--latency 9: give 0.064 to 1 seconds with this model"),
+    "no latency": ("live - --latency nan", "nan is no finite number"),
+    "part": ("export --out v --part no", "'no' is not one of 'embedding'"),
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "b").mkdir()
+    for name in ("a.wav", "b.wav", "b/a.wav", "b/x y.wav", "b/x_y.wav", "b/x_y.flac"):
+        (folder / name).write_bytes(b"")
+    store_of(folder / "two", model, "Anna B", "Anna_B")
+    return folder
+
+
+@pytest.mark.parametrize("line, message", WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_wrong_value_is_told_before_the_model_is_loaded(line, message, model, wrong, monkeypatch):
+    """By its option, not by an argument of Python."""
+
+    def never(*_, **__):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.chdir(wrong)
+    monkeypatch.setenv("CSC_HF_MODEL", model)
+    monkeypatch.setattr(CSCModel, "from_pretrained", never)
+    monkeypatch.setattr(CSCForPreTraining, "from_pretrained", never)
+    before = sorted(wrong.rglob("*"))
+    assert message in error_of(run(*line.split(" "), status=2))
+    assert sorted(wrong.rglob("*")) == before
+
+
+def test_flags_have_no_type_in_the_help():
+    for name in COMMANDS:
+        options = [line for line in run(name, "--help").stdout.splitlines() if "--help" not in line]
+        assert not [line for line in options if "<bool>" in line]
+
+
+def test_parts_of_an_export():
+    from csc_hf.export import PARTS
+
+    assert list(Part) == list(PARTS)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +434,44 @@ def test_files_folders_patterns_and_letters(audio, monkeypatch):
     assert names("deep/[1] x", "deep/[1] x/e*.FLAC") == ["deep/[1] x/e*.FLAC"]
     assert names("[ac].wav", "**/*.opus") == ["a.wav", "c.wav", "deep/d.opus"]
     assert names("deep/notes.txt") == ["deep/notes.txt"]  # what is named itself is tried
+    for path in ("._a.wav", "deep/._d.opus", "deep/.trash/x.wav", "deep/__MACOSX/d.opus", "deep/__MACOSX/._d.opus"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_bytes(b"")
+    assert names("deep") == ["deep/[1] x/e*.FLAC", "deep/d.opus"]
+    assert names("**/*.opus", "*a.wav") == ["deep/d.opus", "a.wav"]
+    assert names("deep/__MACOSX", "._a.wav") == ["deep/__MACOSX/d.opus", "._a.wav"]
+
+
+def test_names_of_what_is_made_of_recordings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def made(*names):
+        found = [inputs.Recording(Path(name), name) for name in names]
+        return [path.as_posix() for path in inputs.output_names(found).values()]
+
+    assert made("x/a.wav", "y/b.wav") == ["a", "b"]
+    assert made("x/1/a.wav", "x/2/a.flac", "b.wav") == ["1/a", "2/a", "b"]
+    assert made("a.wav", "x/a.wav", str(tmp_path / "x" / "b.wav")) == ["a", "x/a", "b"]
+    with pytest.raises(ValueError, match="'a.wav' and 'x/../a.flac' would be written to the same files"):
+        (tmp_path / "x").mkdir()
+        made("a.wav", "x/../a.flac")
+
+
+def test_recordings_of_one_name_in_two_folders(model, audio):
+    """The names of people or days are often those of folders."""
+    for day in ("monday", "tuesday"):
+        (audio / day).mkdir()
+        (audio / "a.wav").rename(audio / day / "1.wav") if day == "monday" else (audio / "b.wav").rename(
+            audio / day / "1.wav"
+        )
+    days = audio / "monday", audio / "tuesday"
+    told = objects(run("diarize", *days, "--json", "--voices", audio / "v", "--model", model))
+    assert [one["file"] for one in told] == [str(day / "1.wav") for day in days]
+    for day, one in zip(days, told, strict=True):
+        assert {path.stem for path in (audio / "v" / day.name / "1").iterdir()} == one["embeddings"].keys() != set()
+    told = objects(run("separate", *days, "--out", audio / "out", "--json", "--model", model))
+    assert [one["files"][0] for one in told] == [str(audio / "out" / day.name / "1-1.wav") for day in days]
+    assert all(Path(file).is_file() for one in told for file in one["files"])
 
 
 @posix
@@ -645,8 +767,28 @@ def test_people_of_a_store_are_named(kind, model, meeting, audio, tmp_path):
     run("enrol", "Zoë B", audio / "a.wav", *options, "--enrolment", kind)
     assert "Zoë B" in run("diarize", meeting, *options).stdout
     assert " Zoë_B " in run("diarize", meeting, *options, "--rttm", "-").stdout
+    written = ["--rttm", tmp_path / "m.rttm", "--voices", tmp_path / "v", "--json"]  # RTTM alone has another name
+    (told,) = objects(run("diarize", meeting, *options, *written))
+    assert "Zoë B" in told["embeddings"] and (tmp_path / "v" / "Zoë B.wav").is_file()
     pcm = (soundfile.read(meeting)[0] * 32767).astype("<i2").tobytes()
     assert "Zoë B" in run("live", "-", "--latency", "0.5", *options, stdin=pcm).stdout
+
+
+def test_an_odd_name_in_a_store_disables_nothing(model, meeting, audio, tmp_path):
+    """Earlier versions enrolled people by names that no file can have."""
+    store = store_of(tmp_path / "voices", model, "AC/DC", "Ben")
+    pcm = bytes(3200)
+    for words, stdin in ((["diarize", meeting], None), (["live", "-"], pcm)):
+        result = run(
+            *words, "--store", store, "--model", model, "--latency" if stdin else "--min-speakers", 1, stdin=stdin
+        )
+        (warning,) = result.stderr.splitlines()
+        assert "a speaker cannot be called 'AC/DC'" in warning and "left out" in warning
+    assert (
+        len(objects(run("identify", audio / "a.wav", "--store", store, "--model", model, "--json"))[0]["voices"]) == 2
+    )
+    run("enrol", "Carl", audio / "a.wav", "--store", store, "--model", model)
+    assert list(stores.VoiceStore.load(store).voices) == ["AC/DC", "Ben", "Carl"]
 
 
 def test_live_of_a_pipe(model, meeting):

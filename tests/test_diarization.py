@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from csc_hf.diarization import (
     listener,
     speaker_activity,
 )
+from csc_hf.evaluation.conversations import read_recordings
 from csc_hf.long_audio import run
 
 SETTINGS = DiarizationSettings(chunk_seconds=5.0, overlap_seconds=2.5)
@@ -80,6 +82,10 @@ def test_the_number_of_speakers_can_be_given_or_bounded():
         ({"enrolled": {"anna": np.ones(5)}}, "'anna' has shape"),
         ({"enrolled": {"anna": np.zeros(32)}}, "'anna' has shape"),
         ({"enrolled": {"../anna": voice(0)}}, "'../anna'"),
+        ({"enrolled": {" ": voice(0)}}, "' ' is no name"),
+        ({"enrolled": {"a\\b": voice(0)}}, "cannot be called"),
+        ({"enrolled": {".anna": voice(0)}}, "'.anna'"),
+        ({"enrolled": {"ä" * 101: voice(0)}}, "at most 200 bytes"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
@@ -92,6 +98,21 @@ def test_enrolled_people_go_by_their_names():
     result = found(talk(*MEETING, seconds=24), enrolled=enrolled)
     assert list(result.embeddings) == ["speaker_1", "ben", "speaker_3", "dora"]
     assert [turn.speaker for turn in result.turns][:2] == ["speaker_1", "ben"]
+
+
+def test_nobody_is_called_as_somebody_else_is(tmp_path):
+    """Numbers are passed over that are names of enrolled people, in RTTM as well."""
+    enrolled = {"speaker_2": voice(0), "speaker 3": voice(3), "speaker_5": voice(7)}
+    result = found(talk(*MEETING, seconds=24), enrolled=enrolled, voices=tmp_path)
+    assert list(result.embeddings) == ["speaker_2", "speaker_4", "speaker_6", "speaker 3"]
+    assert [turn.speaker for turn in result.turns][:2] == ["speaker_2", "speaker_4"]
+    assert {path.stem for path in tmp_path.iterdir()} == result.embeddings.keys()
+    assert {line.split()[7] for line in result.rttm("a").splitlines()} == {
+        "speaker_2",
+        "speaker_3",
+        "speaker_4",
+        "speaker_6",
+    }
 
 
 def test_slots_of_a_chunk_are_different_people():
@@ -286,6 +307,27 @@ def test_voices(tmp_path):
     np.testing.assert_allclose(voices["speaker_3"][alone], recording[alone], atol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [64, 512])
+def test_voices_come_and_go_alike(stride):
+    """Fades are those of the reversed recording, reversed, wherever a chunk begins. Frames may be shorter."""
+    config = SimpleNamespace(
+        activity_stride=stride, sampling_rate=RATE, num_activity_frames=lambda samples: -(-samples // stride)
+    )
+    num_frames = 40
+    fade = round(csc_hf.diarization.FADE_SECONDS * RATE)
+    active = np.zeros((2, num_frames), bool)
+    active[0, 5:20], active[0, 30:], active[1, 12:31] = True, True, True
+    gates = csc_hf.diarization._gates(active, 0, num_frames * stride, config)
+    mirrored = csc_hf.diarization._gates(active[:, ::-1], 0, num_frames * stride, config)
+    assert np.array_equal(gates, mirrored[:, ::-1])
+    assert gates[0, 12 * stride] == 1 and gates[0, -1] == 1, "full within a turn, and where the recording ends"
+    assert not gates[~active.repeat(stride, axis=1)].any()
+    assert np.abs(np.diff(gates, prepend=0)[:, 1:]).max() < 1.01 / fade, "no clicks"
+    for first in (4, 17, 19):
+        part = csc_hf.diarization._gates(active, first * stride, 9 * stride, config)
+        assert np.array_equal(part, gates[:, first * stride : (first + 9) * stride])
+
+
 def test_voices_do_not_clip(tmp_path):
     class Overshoots(ToneModel):
         """Its sources cancel each other out."""
@@ -378,9 +420,26 @@ def test_rttm(tmp_path):
     loaded = load_rttm(tmp_path / "a.rttm")["meeting"]
     tracks = sorted((segment.start, segment.end, label) for segment, _, label in loaded.itertracks(yield_label=True))
     assert tracks == [(0.5, 2.0, "anna"), (1.75, 3.0, "speaker_2")]
-    for name in ("a b", ""):
-        with pytest.raises(ValueError, match="white space"):
-            RESULT.rttm(name)
+    with pytest.raises(ValueError, match="'  ': give it letters"):
+        RESULT.rttm("  ")
+
+
+def test_white_space_in_rttm(tmp_path):
+    """It becomes "_", by which the recording is found again; other forms keep the names, and no two become one."""
+    turns = [Turn(0.5, 2.0, "Anna B", 0.9), Turn(1.75, 3.0, "speaker_2", 0.8)]
+    embeddings = {"Anna B": np.ones(2, np.float32), "speaker_2": np.zeros(2, np.float32)}
+    result = Diarization(turns, embeddings, 4.0)
+    (tmp_path / "a.rttm").write_text(result.rttm("my call"))
+    assert [line.split()[1::6] for line in result.rttm("my call").splitlines()] == [
+        ["my_call", "Anna_B"],
+        ["my_call", "speaker_2"],
+    ]
+    soundfile.write(tmp_path / "my call.flac", np.zeros(RATE), RATE)
+    (recording,) = read_recordings(tmp_path, tmp_path / "a.rttm")
+    assert recording.reference == [(0.5, 2.0, "Anna_B"), (1.75, 3.0, "speaker_2")]
+    assert result.audacity().split("\t")[2].startswith("Anna B") and "Anna B" in result.to_dict()["embeddings"]
+    with pytest.raises(ValueError, match="'Anna B' and 'Anna_B' are both 'Anna_B' in RTTM"):
+        Diarization(turns, embeddings | {"Anna_B": np.ones(2, np.float32)}, 4.0).rttm("my call")
 
 
 def test_other_formats():
@@ -459,8 +518,10 @@ def test_pipeline_names_those_who_are_enrolled():
     diarizer = tone_pipeline()
     diarizer.enrol("ben", [talk((1, 0, 3), seconds=3), talk((1, 0, 2), seconds=2)])
     assert list(diarizer(talk(*MEETING, seconds=24))["embeddings"])[1] == "ben"
-    with pytest.raises(ValueError, match="'mute' is silent"):
-        diarizer.enrol("mute", np.zeros(RATE, np.float32))
+    with pytest.raises(ValueError, match="'mute' is silent, number 2"):
+        diarizer.enrol("mute", [talk((1, 0, 2), seconds=2), np.zeros(RATE, np.float32)])
+    with pytest.raises(ValueError, match="'' is no name"):
+        diarizer.enrol("", talk((1, 0, 2), seconds=2))
 
 
 def test_pipeline_takes_lists_with_a_batch_size():

@@ -152,6 +152,22 @@ def test_attention_is_the_trained_cross_attention(folder, encoder_folder):
         pipeline("speaker-verification", model=model, enrolment="median")
 
 
+def test_who_is_enrolled_meanwhile_counts_from_the_next_call_on(monkeypatch):
+    """A service enrols in one thread and identifies in another."""
+    verify = pipeline("speaker-verification", model=calibrated(SignSeparator()))
+    verify.enrol("nils", POSITIVE)
+    verify.enrol("pia", NEGATIVE)
+    score = verify._score
+
+    def enrolling_meanwhile(*arguments):
+        verify.enrolled[f"new {len(verify.enrolled)}"] = verify.enrolled["pia"]
+        return score(*arguments)
+
+    monkeypatch.setattr(verify, "_score", enrolling_meanwhile)
+    assert [result["speaker"] for result in verify(POSITIVE)] == ["nils", "pia"]
+    assert len(verify.compare(verify.enrolled["nils"].embedding)) == 4
+
+
 def test_enrolled_speakers():
     verify = pipeline("speaker-verification", model=calibrated(SignEncoder()))
     with pytest.raises(ValueError, match="nobody is enrolled"):
@@ -218,7 +234,7 @@ def test_calibration_decides_unless_the_caller_does(caplog):
 def test_a_calibration_decides_for_its_kind_of_enrolment_only(folder, caplog):
     model = calibrated(CSCForPreTraining.from_pretrained(folder))
     attend = pipeline("speaker-verification", model=model, enrolment="attention")
-    assert "no calibration for enrolment='attention'" in caplog.text
+    assert "no calibration for the enrolment 'attention'" in caplog.text
     bare = attend(POSITIVE, BOTH)
     assert (bare["llr"], bare["decision"], bare["threshold"], bare["condition"]) == (None,) * 4
     with pytest.raises(ValueError, match="no calibration of enrolment='attention' for condition 'clean'"):
@@ -363,9 +379,10 @@ def test_silence_is_flagged_and_nothing_is_decided(folder, samples):
         result = verify(trial)
         assert result["silent"] and result["decision"] is None
         assert np.isfinite([result["score"], result["llr"]]).all()
+    with pytest.raises(ValueError, match="a recording of 'silent' is silent, number 2"):
+        verify.enrol("silent", [BOTH, samples])
     verify.enrol("both", BOTH)
-    verify.enrol("silent", samples)
-    assert {result["speaker"]: result["silent"] for result in verify(BOTH)} == {"both": False, "silent": True}
+    assert [(result["speaker"], result["silent"]) for result in verify(samples)] == [("both", True)]
 
 
 @pytest.mark.parametrize("num_samples", [1, 10, 400])

@@ -200,6 +200,37 @@ def test_enrolled_speakers_have_their_names():
     assert {turn.speaker for turn in few} == {"speaker_1", "speaker_2"}
 
 
+def test_nobody_is_called_as_somebody_enrolled_is():
+    model = KnownVoices(noise=0.05)
+    live = LiveDiarizer(model, enrolled={"speaker_1": model.voices[1]}, settings=SETTINGS)
+    turns = live_turns(live, [MEETING])
+    assert [turn.speaker for turn in turns[:5]] == "speaker_2 speaker_1 speaker_2 speaker_3 speaker_2".split()
+    assert list(live.embeddings) == ["speaker_2", "speaker_1", "speaker_3", "speaker_4"]
+
+
+def test_who_is_enrolled_counts_among_the_speakers():
+    model = KnownVoices()
+    enrolled = {"pia": model.voices[0], "nils": model.voices[1]}
+    with pytest.raises(ValueError, match="max_speakers=1 is below the number of enrolled speakers, 2"):
+        LiveDiarizer(model, enrolled=enrolled, max_speakers=1, settings=SETTINGS)
+    LiveDiarizer(model, enrolled=enrolled, max_speakers=2, settings=SETTINGS)
+
+
+def test_a_state_goes_on_with_its_own_people_only():
+    model = KnownVoices()
+    one, renamed, other = (
+        LiveDiarizer(model, enrolled=enrolled, settings=SETTINGS)
+        for enrolled in ({"pia": model.voices[0]}, {"nils": model.voices[0]}, {"pia": model.voices[1]})
+    )
+    for live in (renamed, other, LiveDiarizer(model, settings=SETTINGS)):
+        with pytest.raises(ValueError, match="the state is of enrolled={'pia': .*: use equal settings"):
+            live.load_state_dict(one.state_dict())
+    LiveDiarizer(model, enrolled={"pia": model.voices[0]}, settings=SETTINGS).load_state_dict(one.state_dict())
+    pia, nils = (LiveExtractor(model, voice, threshold=0.5, **WINDOW) for voice in model.voices[:2])
+    with pytest.raises(ValueError, match="enrolment="):
+        nils.load_state_dict(pia.state_dict())
+
+
 # --- both ------------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from .errors import Commands
 from .evaluation import evaluate
 from .export import export
 from .live import live
+from .options import FLAG
 from .separation import extract, separate
 from .voices import enrol, identify, verify
 
@@ -39,7 +40,8 @@ def version(show: bool) -> None:
 @app.callback()
 def manual(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=version, is_eager=True)
+        bool,
+        typer.Option("--version", metavar=FLAG, help="Print the version and exit.", callback=version, is_eager=True),
     ] = False,
 ) -> None:
     """

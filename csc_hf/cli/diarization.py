@@ -3,6 +3,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,10 @@ import typer
 
 from .errors import fail
 from .models import check_model, load_model
-from .options import Files, Json, Model
+from .options import Files, Json, Model, Speakers, from_one
 from .output import Table, check_targets, print_json
 from .progress import Progress, for_each
-from .recordings import STDIN, Recording, opened
+from .recordings import STDIN, Recording, opened, output_names
 
 
 def diarize(
@@ -30,10 +31,16 @@ def diarize(
         typer.Option("--voices", metavar="DIR", help="Write the voice of each speaker to a WAV file in a folder."),
     ] = None,
     num_speakers: Annotated[
-        int | None, typer.Option("--num-speakers", "-n", metavar="N", help="How many people speak, if it is known.")
+        int | None,
+        typer.Option(
+            "--num-speakers", "-n", metavar="N", callback=from_one, help="How many people speak, if it is known."
+        ),
     ] = None,
-    min_speakers: Annotated[int | None, typer.Option(metavar="N", help="The fewest people that may speak.")] = None,
-    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="The most people that may speak.")] = None,
+    min_speakers: Annotated[
+        int | None,
+        typer.Option("--min-speakers", metavar="N", callback=from_one, help="The fewest people that may speak."),
+    ] = None,
+    max_speakers: Speakers = None,
     store: Annotated[
         Path | None,
         typer.Option("--store", "-s", metavar="FILE", help="Store of voices: known people get their names."),
@@ -57,8 +64,13 @@ def diarize(
 
     `--json` prints an object for each recording with `turns`, `num_speakers`, `embeddings` and `duration`.
     `--voices` writes 32-bit floats, silent where a person does not speak; of several recordings, each has its own
-    folder in DIR.
+    folder in DIR. RTTM has `_` for white space in names; what two people or recordings are then both called is an
+    error.
     """
+    if num_speakers is not None and (min_speakers or max_speakers) is not None:
+        raise ValueError(f"--num-speakers {num_speakers} is exact: leave out --min-speakers and --max-speakers")
+    if min_speakers is not None and max_speakers is not None and min_speakers > max_speakers:
+        raise ValueError(f"--min-speakers {min_speakers} is above --max-speakers {max_speakers}")
     printed = [name for name, target in (("--rttm -", rttm), ("--audacity -", audacity)) if target == STDIN]
     printed += ["--json"] if as_json else []
     if len(printed) > 1:
@@ -66,24 +78,29 @@ def diarize(
     with opened(files) as (found,):
         if audacity is not None and len(found) > 1:
             raise ValueError(f"--audacity is for one recording, and there are {len(found)}: diarize them one by one")
-        stems: dict[str, Recording] = {}
-        for recording in found:
-            if (other := stems.setdefault(recording.stem, recording)) is not recording:
-                raise ValueError(
-                    f"{other.name!r} and {recording.name!r} would have the same name in the results: diarize them one "
-                    "by one"
-                )
+        folders: dict[Recording, Path] = {}
+        if voices is not None:
+            folders = {found[0]: voices}
+            if len(found) > 1:
+                folders = {recording: voices / place for recording, place in output_names(found).items()}
+        if rttm is not None:
+            check_rttm(found)
         check_targets([Path(target) for target in (rttm, audacity) if target not in (None, STDIN)], found)
         name = check_model(model)
-        from ..diarization import check_frame_activity, settings_of
+        from ..configuration_csc import CSCConfig
+        from ..diarization import check_frame_activity, rttm_names, settings_of
         from ..diarization import diarize as find_turns
         from .store import load_voices, write_aside
 
+        check_frame_activity(CSCConfig.from_pretrained(name))
+        known = None if store is None else load_voices(store)
+        if known is not None and rttm is not None:
+            rttm_names(known.voices)
         network = load_model(name)
-        check_frame_activity(network)
-        enrolled = {} if store is None else load_voices(store, network, name)
-        if rttm is not None:  # it separates columns by white space
-            enrolled = {"_".join(who.split()): embedding for who, embedding in enrolled.items()}
+        enrolled = {}
+        if known is not None and store is not None:
+            known.check_model(store, network, name)
+            enrolled = known.embeddings
         settings = settings_of(network)
         step = (settings.chunk_seconds - settings.overlap_seconds) / (1 if voices is None else 2)
         lines: dict[str, list[str]] = {target: [] for target in (rttm, audacity) if target is not None}
@@ -93,7 +110,6 @@ def diarize(
         with contextlib.nullcontext() if printed else Table(*columns) as table:
 
             def work(recording: Recording) -> None:
-                folder = voices if voices is None or len(found) == 1 else voices / recording.stem
                 result = find_turns(
                     network,
                     recording.path,
@@ -101,10 +117,10 @@ def diarize(
                     min_speakers=min_speakers,
                     max_speakers=max_speakers,
                     enrolled=enrolled,
-                    voices=folder,
+                    voices=folders.get(recording),
                 )
                 if rttm is not None:
-                    give(rttm, result.rttm("_".join(recording.stem.split())))
+                    give(rttm, result.rttm(recording.stem))
                 if audacity is not None:
                     give(audacity, result.audacity())
                 if not result.turns:
@@ -126,3 +142,16 @@ def diarize(
             if target != STDIN:
                 write_aside(Path(target), "".join(texts).encode())
     return status
+
+
+def check_rttm(recordings: Sequence[Recording]) -> None:
+    """Raise a ValueError if two recordings would have the same name in RTTM, which has neither folders nor spaces."""
+    from ..diarization import rttm_name
+
+    names: dict[str, Recording] = {}
+    for recording in recordings:
+        name = rttm_name(recording.stem)
+        if (other := names.setdefault(name, recording)) is not recording:
+            raise ValueError(
+                f"{other.name!r} and {recording.name!r} would both be {name!r} in RTTM: diarize them one by one"
+            )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .models import check_model
-from .options import Json
+from .options import FLAG, Json, Part
 from .output import Table, print_json
 
 
@@ -17,10 +17,12 @@ def export(
         str | None, typer.Argument(metavar="MODEL", help="Folder of a CSC model, or its name on the Hub.")
     ] = None,
     parts: Annotated[
-        list[str] | None,
-        typer.Option("--part", metavar="PART", help="embedding, separation, activity or scorer; repeatable. All."),
+        list[Part] | None,
+        typer.Option("--part", help="Part to export; repeatable. Without it, all."),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Write files with 8-bit weights as well.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", metavar=FLAG, help="Write files with 8-bit weights as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """
@@ -38,7 +40,7 @@ def export(
     name = check_model(model)
     from ..export import export_onnx
 
-    files = export_onnx(name, out, parts or None, int8)
+    files = export_onnx(name, out, [part.value for part in parts or ()] or None, int8)
     if as_json:
         print_json({"model": name, "files": {part: str(path) for part, path in files.items()}})
         return

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from .models import check_model, load_model
-from .options import Json, Model
-from .output import print_json, print_row
+from .options import Json, Model, Speakers, finite
+from .output import counted, print_json, print_row
 from .recordings import STDIN
 
 BLOCK_SECONDS = 0.1
@@ -24,9 +24,12 @@ def live(
     ] = None,
     rate: Annotated[int, typer.Option("--rate", metavar="HZ", min=1000, help="Sampling rate of the raw PCM.")] = 16000,
     latency: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Most seconds between speech and its line. More is more accurate.")
+        float,
+        typer.Option(
+            metavar="SECONDS", callback=finite, help="Most seconds between speech and its line. More is more accurate."
+        ),
     ] = 2.0,
-    max_speakers: Annotated[int | None, typer.Option(metavar="N", help="The most people that may speak.")] = None,
+    max_speakers: Speakers = None,
     store: Annotated[
         Path | None,
         typer.Option("--store", "-s", metavar="FILE", help="Store of voices: known people get their names."),
@@ -55,11 +58,27 @@ def live(
     if source == STDIN and sys.stdin.isatty():
         raise ValueError("'-' reads raw PCM from standard input, which is a terminal: pipe audio into it")
     name = check_model(model)
-    from ..streaming import LiveDiarizer, pcm_blocks
+    from ..configuration_csc import CSCConfig
+    from ..diarization import DiarizationSettings, check_frame_activity
+    from ..streaming import LiveDiarizer, latency_bounds, pcm_blocks
     from .store import load_voices
 
+    config = CSCConfig.from_pretrained(name)
+    check_frame_activity(config)
+    least, most = latency_bounds(config, (DiarizationSettings.load(config) or DiarizationSettings()).chunk_seconds)
+    if not least <= latency <= most:
+        raise ValueError(f"--latency {latency:g}: give {least:g} to {most:g} seconds with this model")
+    known = None if store is None else load_voices(store)
+    if known is not None and max_speakers is not None and max_speakers < len(known.voices):
+        raise ValueError(
+            f"--max-speakers {max_speakers}: the store holds {counted(known.voices, 'voice')}, who are among them: "
+            "give more, or a smaller store"
+        )
     network = load_model(name)
-    enrolled = {} if store is None else load_voices(store, network, name)
+    enrolled = {}
+    if known is not None and store is not None:
+        known.check_model(store, network, name)
+        enrolled = known.embeddings
     diarizer = LiveDiarizer(network, latency, enrolled, max_speakers=max_speakers)
     with contextlib.ExitStack() as stack:
         if source == STDIN:

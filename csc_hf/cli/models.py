@@ -77,6 +77,39 @@ def check_model(name: str | None) -> str:
     return name
 
 
+def check_comparison(name: str, kind: str | None, threshold: float | None, condition: str | None) -> None:
+    """Raise a ValueError, before weights are loaded, unless the model can compare voices as the options say.
+
+    Args:
+        name: From `check_model`.
+        kind: One of `csc_hf.evaluation.calibration.ENROLMENTS`; None: the pipeline's choice.
+    """
+    from ..configuration_csc import CSCConfig
+    from ..enrolment import comparing_class
+    from ..evaluation.calibration import calibrated_conditions
+    from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCModel
+
+    config = CSCConfig.from_pretrained(name)
+    own = comparing_class(config.architectures, CSCModel)
+    needs = {"attention": CSCForPreTraining, "scorer": CSCForSpeakerVerification}
+    if kind in needs and own is not needs[kind]:
+        raise ValueError(f"--enrolment {kind} needs a checkpoint of {needs[kind].__name__}, and {name!r} is none")
+    kind = kind or ("scorer" if own is CSCForSpeakerVerification else "mean")
+    known = calibrated_conditions(config, kind)
+    if condition is not None:
+        if threshold is not None:
+            raise ValueError("--threshold and --condition: give one, since a threshold replaces the calibration")
+        if condition not in known:
+            raise ValueError(
+                f"--condition {condition}: the model has no such calibration for the enrolment {kind!r}, only "
+                f"{', '.join(known) or 'none'}"
+            )
+    elif threshold is None and len(known) > 1:
+        raise ValueError(
+            f"the model has calibrations for {', '.join(known)} of the enrolment {kind!r}: choose one by --condition"
+        )
+
+
 def load_pipeline(task: str, name: str, **options: Any) -> Any:
     import transformers
 

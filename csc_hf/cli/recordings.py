@@ -69,6 +69,32 @@ def find(arguments: Sequence[str], folder: Path) -> list[Recording]:
     return list(found.values())
 
 
+def output_names(recordings: Sequence[Recording]) -> dict[Recording, Path]:
+    """What to call files that are made of recordings: their stems, or, where several have one, their paths from the
+    folder that these have in common, such as `monday/00001` and `tuesday/00001`.
+
+    Raises:
+        ValueError: two recordings have the same.
+    """
+    groups: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        groups.setdefault(recording.stem, []).append(recording)
+    names: dict[Recording, Path] = {}
+    for stem, group in groups.items():
+        folders = [Path(os.path.abspath(recording.name)).parent for recording in group]
+        common = os.path.commonpath(folders)
+        names |= {
+            recording: folder.relative_to(common) / stem for recording, folder in zip(group, folders, strict=True)
+        }
+    made: dict[Path, Recording] = {}
+    for recording, name in names.items():
+        if (other := made.setdefault(name, recording)) is not recording:
+            raise ValueError(
+                f"{other.name!r} and {recording.name!r} would be written to the same files: work on them one by one"
+            )
+    return names
+
+
 @contextlib.contextmanager
 def opened(*arguments: Sequence[str]) -> Iterator[list[list[Recording]]]:
     """The recordings that each list of arguments names. Within, standard input is a file."""
@@ -100,16 +126,28 @@ def by_name(*groups: Sequence[Recording]) -> Iterator[None]:
 def _paths(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
-        paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        paths = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in EXTENSIONS and file.is_file() and not _is_hidden(file.relative_to(path))
+        )
         if not paths:
             raise ValueError(f"the folder {argument!r} holds no audio files ({', '.join(sorted(EXTENSIONS))})")
         return paths
     if path.exists():
         return [path]
     paths = sorted(Path(match) for match in glob.glob(argument, recursive=True) if os.path.isfile(match))
+    if not _is_hidden(path):  # a pattern that asks for them gets them
+        paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
         raise ValueError(f"no file, folder or match of {argument!r}: check the path")
     return paths
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or a folder on its path is hidden: such as the `._x.flac` that macOS leaves beside `x.flac` on
+    sticks, and in zip files in the folder `__MACOSX`."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in path.parts)
 
 
 def _copy_stream(argument: str, target: Path) -> Recording:

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from .errors import DIFFERENT, SAME
-from .models import check_model, load_pipeline
+from .models import check_comparison, check_model, load_pipeline
 from .options import Condition, Json, Model, Threshold
 from .output import Table, check_stdout, check_targets, print_json, yes_no
 from .progress import Progress, for_each
-from .recordings import STDIN, Recording, by_name, opened
+from .recordings import STDIN, Recording, by_name, opened, output_names
 
 
 def separate(
@@ -32,28 +32,29 @@ def separate(
     writes `separated/meeting-1.wav`, `separated/meeting-2.wav`, … as 32-bit floats at the sampling rate of the
     model. Recordings of any length take constant memory. Levels are those at which the files best add up to the
     recording; where a sample would clip, all of its files are turned down by one gain, which `--json` reports. A
-    slot whose activity is below zero holds nobody.
+    slot whose activity is below zero holds nobody. Recordings of one name in several folders get folders in DIR.
+
+    A slot is a place for a voice, not a person: people who talk in turn, without overlap, can share a slot. For one
+    file per person, whatever the overlap, take `csc-hf diarize --voices`.
     """
     with opened(files) as (found,):
-        stems: dict[str, Recording] = {}
-        for recording in found:
-            if (other := stems.setdefault(recording.stem, recording)) is not recording:
-                raise ValueError(
-                    f"{other.name!r} and {recording.name!r} would be written to the same files: separate them into "
-                    "different folders"
-                )
+        names = output_names(found)
         network = load_pipeline("speech-separation", check_model(model)).model
         from ..long_audio import separate as separate_audio
         from .files import write_voices
 
         out.mkdir(parents=True, exist_ok=True)
         slots = range(network.config.num_sources)
-        targets = {recording: [out / f"{stem}-{slot + 1}.wav" for slot in slots] for stem, recording in stems.items()}
+        targets = {
+            recording: [out / name.parent / f"{name.name}-{slot + 1}.wav" for slot in slots]
+            for recording, name in names.items()
+        }
         check_targets([target for of_one in targets.values() for target in of_one], found)
         with contextlib.nullcontext() if as_json else Table("file", "slot", "activity", "speaks") as table:
 
             def work(recording: Recording) -> None:
                 written = [str(target) for target in targets[recording]]
+                targets[recording][0].parent.mkdir(parents=True, exist_ok=True)
                 audio, gain = write_voices(
                     lambda parts: separate_audio(network, recording.path, output_files=parts), written, out.resolve()
                 )
@@ -107,7 +108,9 @@ def extract(
             check_targets([Path(out)], [*mixes, *enrolments])
             if not Path(out).resolve().parent.is_dir():
                 raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
-        pipe = load_pipeline("target-speaker-extraction", check_model(model))
+        name = check_model(model)
+        check_comparison(name, "mean", threshold, condition)
+        pipe = load_pipeline("target-speaker-extraction", name)
         from ..extraction import LATENCY_SECONDS
         from ..extraction import extract as extract_voice
         from ..streaming import speaker_threshold

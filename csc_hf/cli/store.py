@@ -23,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..configuration_csc import CSCConfig
-from ..enrolment import Enrolment
+from ..enrolment import Enrolment, check_name
 from ..evaluation.calibration import check_enrolment
 from ..modeling_csc import CSCPreTrainedModel
+from .errors import fail
 
 FORMAT = "csc_hf.voices"
 VERSION = 1
@@ -57,12 +58,16 @@ class VoiceStore:
         """Add a voice, or replace the one of that name.
 
         Raises:
-            ValueError: the name is blank, or has characters that cannot be printed on one line.
+            ValueError: a voice cannot be called so (`csc_hf.enrolment.check_name`).
         """
-        if not name.strip() or not name.isprintable():
-            raise ValueError(f"{name!r} is no name of a voice: choose one of letters that can be printed")
+        check_name(name)
         self.voices[name] = voice
         self.recordings[name] = recordings
+
+    @property
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """(embedding,) of each voice."""
+        return {name: voice.embedding for name, voice in self.voices.items()}
 
     def check_model(self, path: Path, model: CSCPreTrainedModel, name: str) -> None:
         """Raise a ValueError unless `model`, which users call `name`, is the one that the voices are from, and their
@@ -139,27 +144,36 @@ class VoiceStore:
             )
             check_enrolment(store.enrolment)
             for number, voice in enumerate(json.loads(metadata["voices"])):
-                if voice["name"] in store.voices:
-                    raise ValueError(f"two voices are called {voice['name']!r}")
+                name = voice["name"]
+                if name in store.voices:
+                    raise ValueError(f"two voices are called {name!r}")
+                # Not `check_name`: a store of an earlier version may hold names that are refused today.
+                if not name.strip() or not name.isprintable():
+                    raise ValueError(f"{name!r} is no name of a voice")
                 embedding = tensors[f"embedding.{number}"].float().numpy()
-                enrolment = Enrolment(embedding, tensors.get(f"memory.{number}"), silent=False)
-                store.add(voice["name"], enrolment, operator.index(voice["recordings"]))
+                store.voices[name] = Enrolment(embedding, tensors.get(f"memory.{number}"), silent=False)
+                store.recordings[name] = operator.index(voice["recordings"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # recursion is the last
             raise ValueError(f"{damaged}: {error}") from error
         return store
 
 
-def load_voices(path: Path, model: CSCPreTrainedModel, name: str) -> dict[str, np.ndarray]:
-    """The embeddings of enrolled voices, for `model`, which users call `name`.
+def load_voices(path: Path) -> VoiceStore:
+    """A store without the voices whose names no speaker of a diarization can have, of which it warns.
 
     Raises:
-        ValueError: there is no store, or it is of another model.
+        ValueError: there is no store, or it is damaged.
     """
     if not path.is_file():
         raise ValueError(f"no store {str(path)!r}: make one with csc-hf enrol")
     store = VoiceStore.load(path)
-    store.check_model(path, model, name)
-    return {voice: enrolment.embedding for voice, enrolment in store.voices.items()}
+    for name in list(store.voices):
+        try:
+            check_name(name)
+        except ValueError as error:
+            fail(f"warning: {str(path)!r}: {error}. This voice is left out; enrol it again by another name")
+            del store.voices[name], store.recordings[name]
+    return store
 
 
 def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from .errors import DIFFERENT, SAME, UNDECIDED
-from .models import check_model, load_pipeline
-from .options import KIND_HELP, Condition, Files, Json, Kind, Model, Store, Threshold
+from .models import check_comparison, check_model, load_pipeline
+from .options import FLAG, KIND_HELP, Condition, Files, Json, Kind, Model, Store, Threshold
 from .output import Table, counted, print_json, yes_no
 from .progress import Progress, for_each
 from .recordings import Recording, by_name, opened
@@ -42,9 +42,11 @@ def verify(
     with opened([enrolment], [test]) as (enrolled, tests):
         if len(tests) > 1:
             raise ValueError(f"B, {test!r}, holds {len(tests)} recordings: give one")
+        name = check_model(model)
+        check_comparison(name, kind and kind.value, threshold, condition)
         pipe = load_pipeline(
             "speaker-verification",
-            check_model(model),
+            name,
             enrolment=kind and kind.value,
             threshold=threshold,
             condition=condition,
@@ -78,7 +80,7 @@ def enrol(
     kind: Annotated[
         Kind | None, typer.Option("--enrolment", help=f"{KIND_HELP} A store has one kind: mean, if it is new.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of that name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", metavar=FLAG, help="Replace a voice of that name.")] = False,
     as_json: Json = False,
     model: Model = None,
 ) -> None:
@@ -94,14 +96,16 @@ def enrol(
     model that it was made with. Names are unique: `--replace` replaces a voice. Voices are biometric data: have
     people's consent.
     """
-    if not name.strip():
-        raise ValueError("the name is empty: give the voice a name")
+    if store.is_dir():
+        raise ValueError(f"the store {str(store)!r} is a folder: give a file in it")
     if not store.resolve().parent.is_dir():
         raise ValueError(f"no folder {str(store.parent)!r} for the store: make it first")
     with opened(files) as (found,):
         model_name = check_model(model)
+        from ..enrolment import check_name
         from .store import VoiceStore, fingerprint
 
+        check_name(name)
         voices = VoiceStore.load(store) if store.exists() else None
         if voices is not None and name in voices.voices and not replace:
             raise ValueError(f"{name!r} is in {str(store)!r} already: choose another name, or --replace")
@@ -111,6 +115,7 @@ def enrol(
                 "out, or choose another store"
             )
         enrolment = voices.enrolment if voices is not None else (kind or Kind.mean).value
+        check_comparison(model_name, enrolment, 1.0, None)
         # Nothing is decided here, so a threshold keeps the pipeline from asking for a calibration.
         pipe = load_pipeline("speaker-verification", model_name, enrolment=enrolment, threshold=1.0)
         if voices is None:
@@ -121,12 +126,6 @@ def enrol(
         paths = [str(recording.path) for recording in found]
         with by_name(found), Progress("enrolling", pipe.model, found):
             pipe.enrol(name, paths)
-        if pipe.enrolled[name].silent:
-            from ..audio import decode_audio
-            from ..enrolment import is_silent
-
-            silent = [recording.name for recording in found if is_silent(decode_audio(recording.path))]
-            raise ValueError(f"{', '.join(map(repr, silent))}: nobody speaks there, leave it out")
         voices.add(name, pipe.enrolled[name], len(found))
         voices.save(store)
     if as_json:
@@ -162,6 +161,7 @@ def identify(
         from .store import VoiceStore
 
         voices = VoiceStore.load(store)
+        check_comparison(name, voices.enrolment, threshold, condition)
         pipe = load_pipeline(
             "speaker-verification", name, enrolment=voices.enrolment, threshold=threshold, condition=condition
         )

@@ -15,6 +15,7 @@ from ..audio import SAMPLING_RATE, decode_audio
 from ..data.conversations import SPEECH_FRAME, ConversationConfig, draw_conversation, speech_activity
 from ..data.mixing import Clip, MixtureRecipe, mix
 from ..data.utterances import Utterance
+from ..diarization import rttm_name
 
 Turns = list[tuple[float, float, str]]
 """Start and end in seconds, and the speaker."""
@@ -160,7 +161,7 @@ def read_recordings(folder: Path, rttm: Path) -> list[Recording]:
     audio: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in (".rttm", ".uem", ".txt", ".json", ".lab"):
-            audio.setdefault(path.stem, []).append(path)
+            audio.setdefault(rttm_name(path.stem), []).append(path)
     recordings = []
     for name, turns in references.items():
         found = audio.get(name, [])

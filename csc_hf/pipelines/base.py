@@ -2,6 +2,7 @@
 # mypy: disable-error-code="override"
 """What the pipelines share: recordings, enrolled speakers, and loading by name."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from ..audio import decode_audio
+from ..enrolment import Enrolment, check_name, enrol, is_silent
 from ..long_audio import Job, run
 from ..modeling_csc import CSCPreTrainedModel
 
@@ -97,6 +99,17 @@ class _CSCPipeline(Pipeline):
             return decode_audio(recording, self.model.config.sampling_rate)
         except ValueError as error:
             raise ValueError(f"{role}: {error}") from error
+
+    def _enrol(self, name: str, recordings, with_memory: bool = False) -> Enrolment:
+        """A speaker by their recordings. Raises a ValueError for a name that they cannot have, or a silent one."""
+        check_name(name)
+        waveforms = self._decode_enrolment(recordings)
+        for number, waveform in enumerate(waveforms):
+            if is_silent(waveform):
+                recording = recordings[number] if isinstance(recordings, list) else recordings
+                which = repr(str(recording)) if isinstance(recording, str | os.PathLike) else f"number {number + 1}"
+                raise ValueError(f"a recording of {name!r} is silent, {which}: leave it out")
+        return enrol(self.model, waveforms, with_memory)
 
     def _decode_enrolment(self, recordings) -> list[np.ndarray]:
         """One recording, or several in a list."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..diarization import Diarization, check_enrolled, check_frame_activity, diarization, listener, speaker_bounds
-from ..enrolment import enrol
 from ..long_audio import Job, run
 from .base import _CSCPipeline
 
@@ -64,10 +63,8 @@ class SpeakerDiarizationPipeline(_CSCPipeline):
         Raises:
             ValueError: A recording cannot be decoded, is empty, silent, or holds NaN; the name is not one of a file.
         """
-        enrolled = enrol(self.model, self._decode_enrolment(recordings))
-        if enrolled.silent:
-            raise ValueError(f"a recording of {name!r} is silent: leave it out")
-        self.enrolled |= check_enrolled({name: enrolled.embedding}, self.model.config.speaker_embedding_size)
+        embedding = self._enrol(name, recordings).embedding
+        self.enrolled |= check_enrolled({name: embedding}, self.model.config.speaker_embedding_size)
 
     def __call__(self, inputs, **options):
         """

@@ -11,7 +11,8 @@ from .base import _CSCPipeline, load_by_name
 
 class SpeechSeparationPipeline(_CSCPipeline):
     """
-    Separate the speakers of a recording of any length. For the voice of one person, see
+    Separate the speakers of a recording of any length. People who talk in turn, without overlap, can share a slot:
+    for one voice per person, take `voices` of [`SpeakerDiarizationPipeline`]. For the voice of one person, see
     [`TargetSpeakerExtractionPipeline`].
 
     Args:

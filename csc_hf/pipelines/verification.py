@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..configuration_csc import CSCConfig
-from ..enrolment import Enrolment, comparing_class, enrol, enrolling, is_silent
+from ..enrolment import Enrolment, comparing_class, enrolling, is_silent
 from ..evaluation.calibration import Calibration, calibrated_conditions, check_enrolment
 from ..long_audio import Job, SeparatedAudio, embedding
 from ..modeling_csc import CSCModel, CSCPreTrainedModel
@@ -82,9 +82,9 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         ):
             scores = "LOGITS" if enrolment == "scorer" else "COSINES"
             logger.warning(
-                f"This model has no calibration for enrolment={enrolment!r}: SCORES ARE BARE {scores} AND NOTHING IS "
-                "DECIDED. Learn a calibration on trials of your own (csc_hf.evaluation.calibration.fit_calibration, "
-                "then .store(model)), or pass threshold=..."
+                f"This model has no calibration for the enrolment {enrolment!r}: SCORES ARE BARE {scores} AND NOTHING "
+                "IS DECIDED. Learn one on trials of your own (examples/evaluate_verification.py --store_calibration), "
+                "or give a threshold"
             )
 
     def _sanitize_parameters(self, **parameters):
@@ -100,8 +100,11 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         Args:
             name: A name that is enrolled already is replaced.
             recordings: One recording, or a list of several.
+
+        Raises:
+            ValueError: A recording cannot be decoded, is empty, silent, or holds NaN; the name is not one of a file.
         """
-        self.enrolled[name] = enrol(self.model, self._decode_enrolment(recordings), self.enrolment == "attention")
+        self.enrolled[name] = self._enrol(name, recordings, self.enrolment == "attention")
 
     @torch.inference_mode()
     def compare(self, embedding: np.ndarray, **options) -> list[dict]:
@@ -125,6 +128,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             )
         if not self.enrolled:
             raise ValueError("nobody is enrolled: call .enrol(name, recordings) first")
+        enrolled = dict(self.enrolled)  # others may enrol meanwhile
         slots = np.asarray(embedding, dtype=np.float32)[None]
         size = self.model.config.speaker_embedding_size
         if slots.shape != (1, size):
@@ -132,8 +136,8 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         outputs = {
             "one": False,
             "several_speakers": False,
-            "scores": {name: self._score(enrolment, slots) for name, enrolment in self.enrolled.items()},
-            "silent": {name: enrolment.silent for name, enrolment in self.enrolled.items()},
+            "scores": {name: self._score(enrolment, slots) for name, enrolment in enrolled.items()},
+            "silent": {name: enrolment.silent for name, enrolment in enrolled.items()},
         }
         return self.postprocess(outputs, **self._postprocess_params | options)
 
@@ -189,7 +193,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         active = audio.activity > 0
         slots = audio.embeddings[active | (audio.activity == audio.activity.max())]
         one = "enrolment" in trial
-        enrolled: Mapping[Any, Enrolment] = self.enrolled
+        enrolled: Mapping[Any, Enrolment] = dict(self.enrolled)  # others may enrol meanwhile
         if one:
             enrolment = yield from enrolling(self.model, trial["enrolment"], self.enrolment == "attention")
             enrolled = {None: enrolment}

@@ -220,7 +220,10 @@ class UtteranceStream:
         id_column: str | None = "id",
         corpus: str | None = None,
     ):
-        columns = dataset.column_names or list(next(iter(dataset)))
+        dataset = dataset.with_format(None)  # labels are to be read as they are, not as tensors
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+        if not columns:
+            raise ValueError("the data has no rows")
         for argument, column in (
             ("audio_column", audio_column),
             ("speaker_column", speaker_column),

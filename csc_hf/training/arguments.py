@@ -132,7 +132,7 @@ class RunArguments:
     resume_from_checkpoint: str | None = option(None, "a checkpoint folder of the same run, or 'latest'")
     push_to_hub: bool = option(False, "push checkpoints and the final model")
     hub_model_id: str | None = option(None, "user/name; default: the name of --output_dir")
-    hub_private: bool = option(False, "whether a new repository is private")
+    hub_private: bool = option(True, "whether a new repository is private; an existing one stays as it is")
 
 
 @dataclass

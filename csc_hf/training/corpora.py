@@ -2,6 +2,7 @@
 """Open the data sets that the options name: speech to train and to evaluate on, noise, impulse responses."""
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ from ..data.mixing import MixingConfig
 from ..data.reservoir import ANY_LENGTH, ReservoirConfig, skip_unusable
 from ..data.stream import MixtureStream, Shard, read_impulse_responses
 from ..data.utterances import Utterance, UtteranceStream, split_names, stream_utterances
-from .arguments import PretrainingArguments
+from .arguments import FILE_ENDINGS, PretrainingArguments
 
 UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id_column": None}
 """Columns of noise and impulse responses."""
@@ -63,6 +64,30 @@ def open_held_out(args: PretrainingArguments) -> UtteranceStream:
     data = args.eval_data or args.train_data
     assert data is not None
     return open_data(args, data, split)
+
+
+def refuse_training_data(args: PretrainingArguments) -> None:
+    """Raises SystemExit where the recordings to evaluate on are those to train on."""
+    if args.eval_split == "none" or not args.eval_data:
+        return
+
+    def place(data: Any, split: str) -> tuple[Any, ...]:
+        described = {"path": data} if isinstance(data, str) else data
+        path = described["path"]
+        path = os.path.realpath(path) if os.path.exists(path) else path
+        # Files are one split, whatever its name.
+        split = "" if path.endswith(FILE_ENDINGS) else described.get("split", split)
+        return path, split, described.get("name"), described.get("revision")
+
+    corpora = args.train_data.values() if isinstance(args.train_data, dict) else [args.train_data]
+    training = {place(data, args.train_split) for data in corpora}
+    split = args.eval_split
+    if isinstance(args.eval_data, str) and place(args.eval_data, "")[0] in {path for path, *_ in training}:
+        split = only_split(args.eval_data) or split
+    if place(args.eval_data, split) in training:
+        raise SystemExit(
+            f"--eval_data {args.eval_data}: also the training data; give speech of other speakers, or --eval_split none"
+        )
 
 
 def only_split(path: str) -> str | None:

@@ -38,9 +38,10 @@ from .checkpoints import (
     refuse_later_checkpoints,
     save_checkpoint,
 )
+from .collapse import OverflowGuard
 from .corpora import UNLABELLED, only_split, open_data, usable_utterances
 from .distributed import create_training_arguments
-from .hub import save_repository
+from .hub import save_repository, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +311,10 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
         id2label[0],
     )
     model: Any = model_class(CSCConfig.from_pretrained(name, **options))
-    model.csc.load_state_dict(cast(Any, model_class.from_pretrained(name)).csc.state_dict())
+    loaded = model_class.from_pretrained(name)
+    model.csc.load_state_dict(cast(Any, loaded).csc.state_dict())
+    model.name_or_path = model.config.name_or_path = name  # whose licence the card names
+    model.config._commit_hash = getattr(loaded.config, "_commit_hash", None)
     return model
 
 
@@ -440,6 +444,7 @@ def train(
     if milestones is not None:
         milestones.begin(progress)
     model.train()
+    overflow = OverflowGuard()
     bar = tqdm(
         range(progress.step + 1, args.max_steps + 1),
         desc="training",
@@ -453,6 +458,7 @@ def train(
         norm = accelerator.clip_grad_norm_(learning, max_grad_norm)
         _check_finite(accelerator, step, loss, norm)
         optimizer.step()
+        overflow.check(step, not accelerator.optimizer_step_was_skipped)
         scheduler.step()
         optimizer.zero_grad()
         values = {name: accelerator.reduce(figure.detach(), "mean").item() for name, figure in figures.items()}
@@ -577,4 +583,5 @@ def write_repository(
 ) -> None:
     """Write a Hub repository into a folder. Its card loads the model by `name`."""
     extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
-    save_repository(folder, model, extractor, {"settings": dataclasses.asdict(args), **results}, report, repo_id=name)
+    settings = without_paths(dataclasses.asdict(args))
+    save_repository(folder, model, extractor, {"settings": settings, **results}, report, repo_id=name)

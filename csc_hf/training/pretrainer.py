@@ -41,10 +41,10 @@ from .checkpoints import (
     refuse_later_checkpoints,
     save_checkpoint,
 )
-from .collapse import CollapsedError, CollapseGuard
-from .corpora import open_held_out, open_mixtures, usable_utterances
+from .collapse import CollapsedError, CollapseGuard, OverflowGuard
+from .corpora import open_held_out, open_mixtures, refuse_training_data, usable_utterances
 from .distributed import create_accelerator
-from .hub import BackgroundPush, save_repository
+from .hub import BackgroundPush, save_repository, without_paths
 from .meter import Meter
 from .visualize import log_examples
 
@@ -78,6 +78,7 @@ class Pretrainer:
         if self.is_sharded:  # it would round losses and what is summed over processes; autocast does not
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         set_seed(args.seed)
+        refuse_training_data(args)
 
         self.config = build_config(args.model)
         self.feature_extractor = CSCFeatureExtractor(
@@ -116,7 +117,7 @@ class Pretrainer:
         if args.ema_decay is not None:
             if self.is_sharded:
                 raise SystemExit("--ema_decay averages whole weights, which FSDP shards: use DDP, or leave it out")
-            averaged = self.accelerator.unwrap_model(self.model)
+            averaged = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             self.ema = AveragedModel(averaged, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
 
     def _extra_states(self) -> dict[str, Any]:
@@ -168,8 +169,11 @@ class Pretrainer:
         )
         self.model.train()
         batches = iter(self.stream)  # each process has its own, so Accelerate has nothing to share out
+        overflow = OverflowGuard()
         while self.step < args.max_train_steps:
-            if not self.train_step(batches, meter):
+            was_updated = self.train_step(batches, meter)
+            overflow.check(self.step, was_updated)
+            if not was_updated:
                 continue  # float16 overflowed, and its loss scale was lowered
             self.step += 1
             bar.update()
@@ -222,7 +226,7 @@ class Pretrainer:
         meter.end_step(norm)
         self.scheduler.step()
         if self.ema is not None:
-            self.ema.update_parameters(accelerator.unwrap_model(self.model))
+            self.ema.update_parameters(accelerator.unwrap_model(self.model, keep_torch_compile=False))
         return True
 
     def log(self, meter: Meter, bar: tqdm) -> None:
@@ -260,7 +264,7 @@ class Pretrainer:
         if self.ema is not None:
             return cast(CSCForPreTraining, self.ema.module)
         if not self.is_sharded:
-            return self.accelerator.unwrap_model(self.model)
+            return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         weights = self.accelerator.get_state_dict(self.model)
         if not self.accelerator.is_main_process:
             return None
@@ -301,8 +305,8 @@ class Pretrainer:
 
     def results(self) -> dict[str, Any]:
         """What goes into results.json."""
-        command = shlex.join(["accelerate", "launch", *sys.argv])
-        arguments = dataclasses.asdict(self.args)
+        command = shlex.join(["accelerate", "launch", *without_paths(sys.argv)])
+        arguments = without_paths(dataclasses.asdict(self.args))
         return {"command": command, "arguments": arguments, "training": self.training, "curve": self.curve}
 
     def write_repository(self, folder: Path, model: CSCForPreTraining | None, name: str) -> None:
@@ -357,10 +361,11 @@ class Pretrainer:
     def finish(self) -> int:
         """Save the model, push it, and report; returns the exit status."""
         model = self.whole_model()
+        files: list[str] = []
         if self.accelerator.is_main_process:
             unfinished = begin_folder(self.folder / "final")
             self.write_repository(unfinished, model, self.folder.name)
-            move_files(unfinished, self.folder)
+            files = move_files(unfinished, self.folder)
             self.report()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -368,14 +373,14 @@ class Pretrainer:
             return 0
         # The other processes are done and may leave.
         self.hub.wait()
-        self.hub.push(self.folder, f"Step {self.step}, final")
+        self.hub.push(self.folder, f"Step {self.step}, final", files)  # not logs and notes beside them
         return 1 if self.hub.wait() is not None else 0
 
     def report(self) -> None:
         """Print what came out."""
         for results in self.curve[:1] + self.curve[1:][-1:]:
             when = f"After {results['step']} steps" if results["step"] else "Before training"
-            print(f"{when}, on speakers it never saw:\n{format_report(results)}\n")
+            print(f"{when}, on the held-out speakers:\n{format_report(results)}\n")
         if self.training:
             print(
                 f"Contrastive accuracy {self.training['contrastive_accuracy']:.2f}, mutual information "

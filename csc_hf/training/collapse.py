@@ -98,6 +98,6 @@ class OverflowGuard:
         self.skipped = 0 if was_updated else self.skipped + 1
         if self.skipped >= self.patience:
             raise SystemExit(
-                f"at step {step}, the gradients of {self.skipped} steps in a row overflowed in float16 and the weights "
-                "do not change: use --mixed_precision bf16 or no, or lower --learning_rate"
+                f"at step {step}, the gradients of {self.skipped} steps in a row overflowed in float16 and the "
+                "weights do not change: use --mixed_precision bf16 or no, or lower --learning_rate"
             )

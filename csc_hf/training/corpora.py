@@ -3,10 +3,10 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from ..data.mixing import MixingConfig
 from ..data.reservoir import ANY_LENGTH, ReservoirConfig, skip_unusable
 from ..data.stream import MixtureStream, Shard, read_impulse_responses
 from ..data.utterances import Utterance, UtteranceStream, split_names, stream_utterances
@@ -52,8 +52,20 @@ def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, 
     settings = {name: None if value == "none" else value for name, value in settings.items()}
     try:
         return stream_utterances(path, **settings)
-    except ValueError as error:
-        raise SystemExit(f"{path}: {error} (here --..._column_name, --..._split)") from error
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"{path}: {_in_words_of_options(str(error))}") from error
+
+
+def _in_words_of_options(message: str) -> str:
+    """A message of `stream_utterances` or `datasets`, for those who gave options."""
+    message = " ".join(message.split())
+    if split := re.match(r"Bad split: (.*?)\. Available splits: (\[.*\])", message):
+        return (
+            f"has no split {split[1]!r}, but {split[2]}: name one of them (--train_split, --eval_split, where the "
+            "script has them), or give --eval_data, of other speakers"
+        )
+    message = re.sub(r"\b(audio|speaker|source|id)_column=('[^']*')", r"--\1_column_name \2", message)
+    return re.sub(r"\b(audio|speaker|source|id)_column\b", r"--\1_column_name", message).replace("None", "none")
 
 
 def open_held_out(args: PretrainingArguments) -> UtteranceStream:
@@ -86,7 +98,8 @@ def refuse_training_data(args: PretrainingArguments) -> None:
         split = only_split(args.eval_data) or split
     if place(args.eval_data, split) in training:
         raise SystemExit(
-            f"--eval_data {args.eval_data}: also the training data; give speech of other speakers, or --eval_split none"
+            f"--eval_data {args.eval_data}: also the training data; give speech of other speakers, or "
+            "--eval_split none"
         )
 
 
@@ -104,7 +117,7 @@ def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]
 
 def open_mixtures(args: PretrainingArguments, num_sources: int, shard: Shard) -> MixtureStream:
     """The stream of training batches of one process."""
-    mixing = MixingConfig(num_identities=args.per_device_train_batch_size, num_sources=num_sources, **args.mixing)
+    mixing = args.mixing_config(num_sources)
     # Labels that are not used are not asked for.
     unused: dict[str, Any] = {} if mixing.supervision == "speaker" else {"speaker_column": None}
     corpora: dict[str | None, Any] = {None: {"path": args.train_data}}

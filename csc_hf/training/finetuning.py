@@ -28,7 +28,7 @@ from ..evaluation.trial_set import BASIC_CONDITIONS, TrialSet
 from ..evaluation.trials import build_trials
 from ..evaluation.verification import evaluate
 from ..feature_extraction_csc import CSCFeatureExtractor
-from .arguments import FILE_ENDINGS, HelpFormatter, option, read_yaml
+from .arguments import FILE_ENDINGS, HelpFormatter, check_limits, option, read_yaml
 from .checkpoints import (
     begin_folder,
     delete_checkpoints,
@@ -155,6 +155,7 @@ def parse_arguments(
     names = {field.name for field in dataclasses.fields(arguments_class)}
     try:
         arguments = arguments_class(**{name: value for name, value in namespace.items() if name in names})
+        check_limits(arguments)
     except ValueError as error:
         parser.error(str(error))
     return arguments, in_file | {name: value for name, value in namespace.items() if name not in names}

@@ -81,8 +81,8 @@ def card_origin(name: str, revision: str | None = None) -> dict[str, Any]:
 def inherited(name: str, revision: str | None = None) -> dict[str, Any]:
     """The licence and the base model of weights that were trained from those of another model.
 
-    The base model is that model. A folder goes by the name on the Hub that its card has; else it was not published, and
-    its own base model stands for it; else by the folder's name.
+    The base model is that model. A folder goes by the name on the Hub that its card has; else it was not published,
+    and its own base model stands for it; else by the folder's name.
 
     Args:
         name: the other model, a folder or a name on the Hub.
@@ -236,7 +236,9 @@ class BackgroundPush:
         self._files = tempfile.mkdtemp(prefix="csc_hf-push-")
         try:
             for path in folder.iterdir():
-                if path.is_file() and (files is None or path.name in files):  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
+                if path.is_file() and (
+                    files is None or path.name in files
+                ):  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
                     shutil.copy(path, self._files)
             # -P: the program's folder stays off the import path. Its modules' names are not unique.
             command = [sys.executable, "-P", str(UPLOAD_PROGRAM), self.repo_id, self._files, message]

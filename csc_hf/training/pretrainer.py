@@ -11,7 +11,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..audio import SAMPLING_RATE
-from ..configuration_csc import PRESETS, CSCConfig
 from ..data.stream import MixtureBatch, Shard, recording_classes
 from ..evaluation.reports import format_report
 from ..evaluation.trials import build_trials
@@ -80,7 +78,7 @@ class Pretrainer:
         set_seed(args.seed)
         refuse_training_data(args)
 
-        self.config = build_config(args.model)
+        self.config = args.model_config()
         self.feature_extractor = CSCFeatureExtractor(
             sampling_rate=self.config.sampling_rate, min_samples=self.config.segment_samples
         )
@@ -102,7 +100,13 @@ class Pretrainer:
 
     def _build_model_and_optimizer(self) -> None:
         args = self.args
-        model = CSCForPreTraining(self.config)
+        try:
+            model = CSCForPreTraining(self.config)
+        except (ValueError, ImportError) as error:
+            if "attn_implementation" not in args.model:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise SystemExit(f"--model.attn_implementation {args.model['attn_implementation']}: {reason}") from error
         decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
         optimizer = torch.optim.AdamW(
@@ -395,24 +399,3 @@ class Pretrainer:
         print("    import csc_hf")
         print("    from transformers import AutoModel")
         print(f'    model = AutoModel.from_pretrained("{self.folder}")\n')
-
-
-def build_config(options: Mapping[str, Any]) -> CSCConfig:
-    """The configuration of a model to pre-train.
-
-    Args:
-        options: `preset`, "base" by default, and fields that differ from it.
-
-    Raises:
-        SystemExit: an unknown preset, or a model that cannot be pre-trained.
-    """
-    fields = {"preset": "base", **options}
-    preset = fields.pop("preset")
-    if preset not in PRESETS:
-        raise SystemExit(f"model preset {preset!r}: choose from {', '.join(PRESETS)}")
-    config = PRESETS[preset](**fields)
-    if config.num_sources < 2:
-        raise SystemExit(f"num_sources {config.num_sources}: mixtures to separate need at least 2")
-    if config.sampling_rate != SAMPLING_RATE:
-        raise SystemExit(f"sampling_rate {config.sampling_rate}: mixtures have {SAMPLING_RATE} Hz")
-    return config

@@ -28,7 +28,7 @@ from ..evaluation.trial_set import BASIC_CONDITIONS, TrialSet
 from ..evaluation.trials import build_trials
 from ..evaluation.verification import evaluate
 from ..feature_extraction_csc import CSCFeatureExtractor
-from .arguments import FILE_ENDINGS, HelpFormatter, check_limits, option, read_yaml
+from .arguments import FILE_ENDINGS, Config, HelpFormatter, build_from_options, check_limits, option, read_yaml
 from .checkpoints import (
     begin_folder,
     delete_checkpoints,
@@ -159,6 +159,20 @@ def parse_arguments(
     except ValueError as error:
         parser.error(str(error))
     return arguments, in_file | {name: value for name, value in namespace.items() if name not in names}
+
+
+def config_of_options(config_class: type[Config], args: Any, section: str, **values: Any) -> Config:
+    """A configuration whose fields are options: of the script itself where it has one of that name, else of a section.
+
+    Raises:
+        SystemExit: a value is wrong; the message names the option.
+    """
+    fields = [field.name for field in dataclasses.fields(cast(Any, config_class))]
+    own = {name: f"--{name}" for name in fields if hasattr(args, name) or not section}
+    try:
+        return build_from_options(config_class, fields, values, own, section)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 # --- speech with speakers ------------------------------------------------------------------------------------------

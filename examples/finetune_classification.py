@@ -91,16 +91,27 @@ def load_tables(args: Arguments) -> tuple[Table, Table]:
         counts = Counter(labels)
         single = [number for number, label in enumerate(labels) if counts[label] == 1]
         if not single:
-            parts = train.train_test_split(args.eval_share, seed=args.seed, stratify_by_column="labels")
-            return parts["train"], parts["test"]
+            return split_by_label(train, args.eval_share, args.seed)
         logger.warning("%d labels have a single recording each, which is trained on and not evaluated", len(single))
         others = train.select([number for number, label in enumerate(labels) if counts[label] > 1])
-        parts = others.train_test_split(args.eval_share, seed=args.seed, stratify_by_column="labels")
-        return concatenate_datasets([parts["train"], train.select(single)]), parts["test"]
+        kept, held_out = split_by_label(others, args.eval_share, args.seed)
+        return concatenate_datasets([kept, train.select(single)]), held_out
     held_out, labels = open_table(args.eval_data, args.eval_split, *columns)
     if unknown := sorted(set(labels) - set(feature.names)):
         raise SystemExit(f"--eval_data {args.eval_data}: no training data has the labels {unknown}, leave them out")
     return train, held_out.add_column("labels", feature.str2int(labels), feature=feature)
+
+
+def split_by_label(table: Table, share: float, seed: int) -> tuple[Table, Table]:
+    """Hold out a share of the rows of each label, at least one, and leave at least one."""
+    numbers = np.array(table["labels"])
+    generator = np.random.default_rng(seed)
+    held_out: list[int] = []
+    for label in np.unique(numbers):
+        rows = generator.permutation(np.flatnonzero(numbers == label))
+        held_out += rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)].tolist()
+    kept = np.setdiff1d(np.arange(len(numbers)), held_out)
+    return table.select(kept), table.select(sorted(held_out))
 
 
 class Recordings(Dataset):

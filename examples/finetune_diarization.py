@@ -34,6 +34,7 @@ from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     SpeechArguments,
     SpeechReservoir,
+    config_of_options,
     load_model,
     open_speech,
     parse_arguments,
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         add_config_options(parser.add_argument_group("conversations"), ConversationConfig)
 
     args, conversation = parse_arguments(Arguments, argv, __doc__, DEMO, add_options)
-    config = ConversationConfig(**conversation)
+    config = config_of_options(ConversationConfig, args, "", **conversation)
     accelerator = create_accelerator(args.cpu_threads)
     set_seed(args.seed)
     # Which speaker has which label means nothing.

@@ -44,6 +44,7 @@ from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     CheckpointArguments,
     SpeechArguments,
+    config_of_options,
     load_model,
     open_noise,
     open_speech,
@@ -265,7 +266,10 @@ def main(argv: list[str] | None = None) -> None:
     pretrained = load_model(CSCForPreTraining, args.model, **options["model"])
     stream = MixtureStream(
         speech.training,
-        MixingConfig(
+        config_of_options(
+            MixingConfig,
+            args,
+            "mixing",
             num_identities=args.num_identities,
             num_sources=pretrained.config.num_sources,
             seconds=args.seconds,

@@ -30,6 +30,7 @@ from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
     CheckpointArguments,
     SpeechArguments,
+    config_of_options,
     load_model,
     open_noise,
     open_speech,
@@ -105,7 +106,10 @@ def main(argv: list[str] | None = None) -> None:
     num_observations = 1 + args.enrolment_recordings
     stream = MixtureStream(
         speech.training,
-        MixingConfig(
+        config_of_options(
+            MixingConfig,
+            args,
+            "mixing",
             num_identities=args.num_identities,
             num_observations=num_observations,
             num_sources=model.config.num_sources,

@@ -87,7 +87,7 @@ def new_card(name: str, results: Path, called: str | None) -> str:
             f"{str(results)!r} has figures of {', '.join(names)}, not of {name!r}: evaluate this model first"
         )
     from ..evaluation.reports import format_report
-    from ..training.hub import render_card
+    from ..training.hub import card_origin, render_card
 
     report = f"```\n{format_report(measured[key])}\n```"
-    return str(render_card(load_model(name), report, called or Path(name).name))
+    return str(render_card(load_model(name), report, called or Path(name).name, card_origin(name)))

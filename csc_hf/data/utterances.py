@@ -9,6 +9,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -24,7 +25,7 @@ from ..audio import decode_audio
 
 logger = logging.getLogger(__name__)
 
-BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".tar.gz": "webdataset", ".tgz": "webdataset"}
 """Builders of `datasets`, by file extension."""
 
 NO_LABEL = {"", "nan", "<na>", "none", "null"}
@@ -144,7 +145,16 @@ def stream_utterances(
         Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
     dataset = load_dataset(split=split, streaming=True, **dataset_arguments(name_or_path, split, **load_options))
-    return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+    try:
+        return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
+    except ValueError as error:
+        for name in ("metadata.csv", "metadata.jsonl", "metadata.parquet"):
+            if os.path.isfile(path := os.path.join(name_or_path, name)):
+                raise ValueError(
+                    f"{error}; {path!r} is not read where the audio is in a folder for each split: put a metadata "
+                    "file into each of these folders"
+                ) from error
+        raise
 
 
 def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_options) -> dict[str, Any]:
@@ -156,12 +166,13 @@ def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_option
         FileNotFoundError: no file matches.
     """
     path = os.fspath(name_or_path)
-    builder = BUILDERS.get(os.path.splitext(path)[1])
+    builder = next((name for ending, name in BUILDERS.items() if path.endswith(ending)), None)
     if builder is not None:
-        files = glob.escape(path) if os.path.isfile(path) else path
-        if "://" not in path and not glob.glob(files, recursive=True):
-            raise FileNotFoundError(f"no file matches {path!r}")
-        return {"path": builder, "data_files": {split: files}} | load_options
+        files = [glob.escape(path)] if os.path.isfile(path) else _expand_braces(path)
+        for pattern in files:
+            if URL not in path and not glob.glob(pattern, recursive=True):
+                raise FileNotFoundError(f"no file matches {pattern!r}")
+        return {"path": builder, "data_files": {split: files[0] if len(files) == 1 else files}} | load_options
     if _looks_like_pattern(path) and "data_files" not in load_options:
         return _files_of_folder(os.path.abspath(path)) | load_options
     return {"path": path} | load_options
@@ -174,11 +185,25 @@ def split_names(name_or_path: str | os.PathLike) -> list[str]:
         Exception: whatever `datasets` raises if there is no such data.
     """
     path = os.fspath(name_or_path)
-    if os.path.splitext(path)[1] in BUILDERS:
+    if path.endswith(tuple(BUILDERS)):
         return []
     if _looks_like_pattern(path):
         return list(_files_of_folder(os.path.abspath(path))["data_files"])
     return get_dataset_split_names(path)
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """WebDataset's patterns of shards: "{000..127}" stands for each number, "{a,b}" for either."""
+    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if braces is None:
+        return [pattern]
+    first, last, either = braces.groups()
+    if either is None:
+        parts = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        parts = either.split(",")
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [expanded for part in parts for expanded in _expand_braces(f"{before}{part}{after}")]
 
 
 def _looks_like_pattern(path: str) -> bool:
@@ -220,7 +245,11 @@ class UtteranceStream:
         id_column: str | None = "id",
         corpus: str | None = None,
     ):
-        columns = dataset.column_names or list(next(iter(dataset)))
+        dataset = dataset.with_format(None)  # labels are to be read as they are, not as tensors
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+        if not columns:
+            raise ValueError("the data has no rows")
+        missing = {}
         for argument, column in (
             ("audio_column", audio_column),
             ("speaker_column", speaker_column),
@@ -233,8 +262,18 @@ class UtteranceStream:
                 if not column.removeprefix(FOLDER).isdigit() or int(column.removeprefix(FOLDER)) < 1:
                     raise ValueError(f'{argument}={column!r}: write "folder:1" for the folder that holds the file')
             elif column.split(".")[0] not in columns:
-                remedy = f"set {argument} to one of them" + ("" if argument == "audio_column" else ", or to None")
-                raise ValueError(f"{argument}={column!r}: the data has no such column, but {columns}; {remedy}")
+                missing[argument] = column
+        if missing:
+            given = ", ".join(f"{argument}={column!r}" for argument, column in missing.items())
+            remedies = [f"set {' and '.join(missing)} to one of them"]
+            if optional := [argument for argument in missing if argument != "audio_column"]:
+                remedies.append(f"{' and '.join(optional)} also to None, where there is none")
+            if "speaker_column" in missing:
+                remedies.append(
+                    "where folders are named after speakers, set speaker_column to 'folder:1' (that of the"
+                )
+                remedies[-1] += " file) or 'folder:2' (the one above: VoxCeleb, LibriSpeech)"
+            raise ValueError(f"{given}: the data has no such column, but {columns}; {'; '.join(remedies)}")
         if dataset.features is not None and isinstance(dataset.features.get(audio_column), Audio):
             dataset = dataset.cast_column(audio_column, _UndecodedAudio(decode=False))
         self.dataset = dataset

@@ -15,14 +15,17 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from transformers import HfArgumentParser, PreTrainedConfig
+from accelerate.utils import LoggerType
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser, PreTrainedConfig, SchedulerType
 from transformers.hf_argparser import string_to_bool
 
+from ..audio import SAMPLING_RATE
 from ..configuration_csc import PRESETS, CSCConfig
 from ..data.mixing import MixingConfig
 from ..data.utterances import BUILDERS
@@ -43,6 +46,74 @@ SET_ELSEWHERE = {"num_identities", "num_sources"}
 
 FILE_ENDINGS = tuple(BUILDERS)
 """Endings of paths and patterns that name files, which have no splits."""
+
+
+_POSITIVE = "--{} {}: must be above 0", lambda value: value > 0
+_NOT_NEGATIVE = "--{} {}: must be at least 0", lambda value: value >= 0
+_AT_LEAST_1 = "--{} {}: must be at least 1", lambda value: value >= 1
+_AT_LEAST_2 = "--{} {}: must be at least 2", lambda value: value >= 2
+_SHARE = "--{} {}: must be between 0 and 1", lambda value: 0 <= value <= 1
+_BELOW_ONE = "--{} {}: must be above 0 and below 1", lambda value: 0 < value < 1
+
+LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys("learning_rate max_grad_norm seconds eval_seconds min_seconds".split(), _POSITIVE),
+    **dict.fromkeys("max_seconds reservoir_seconds".split(), _POSITIVE),
+    **dict.fromkeys("seed warmup_steps num_workers weight_decay".split(), _NOT_NEGATIVE),
+    **dict.fromkeys("classification_loss_weight teacher_weight".split(), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        "max_steps max_train_steps gradient_accumulation_steps logging_steps eval_steps".split(), _AT_LEAST_1
+    ),
+    **dict.fromkeys("example_steps checkpointing_steps save_total_limit cpu_threads".split(), _AT_LEAST_1),
+    **dict.fromkeys("collapse_patience batch_size enrolment_recordings eval_conversations".split(), _AT_LEAST_1),
+    **dict.fromkeys("eval_recordings num_identities per_device_train_batch_size".split(), _AT_LEAST_2),
+    **dict.fromkeys("single_speaker_probability recorded_noise_probability speed_probability".split(), _SHARE),
+    **dict.fromkeys("reverb_probability interferer_probability noise_probability max_skipped".split(), _SHARE),
+    **dict.fromkeys("ema_decay eval_share".split(), _BELOW_ONE),
+}
+"""What the values of options must be, of all scripts, by the option."""
+
+Config = TypeVar("Config")
+
+
+def check_limits(args: Any) -> None:
+    """Raises ValueError where a value is out of the limits of its option, or no number."""
+    for item in dataclasses.fields(args):
+        value = getattr(args, item.name)
+        if item.name in LIMITS and value is not None:
+            message, is_within = LIMITS[item.name]
+            if not is_within(value):
+                raise ValueError(message.format(item.name, value))
+
+
+def build_from_options(
+    build: Callable[..., Config],
+    fields: Iterable[str],
+    values: Mapping[str, Any],
+    options: Mapping[str, str],
+    section: str,
+) -> Config:
+    """Make a configuration of the values of options.
+
+    Args:
+        build: makes it; raises ValueError or TypeError where a value is wrong.
+        fields: that it has.
+        values: by field.
+        options: the options of those fields that are not `--SECTION.FIELD`.
+        section: that the other fields stand in.
+
+    Raises:
+        ValueError: a value is wrong; the message, one line, names the option.
+    """
+    try:
+        return build(**values)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        message = re.sub(r"^(ValueError|TypeError): ", "", lines[-1].strip())
+        for name in sorted(fields, key=len, reverse=True):
+            shown = options.get(name, f"--{section}.{name}")
+            message = re.sub(rf"Field '{name}'|`{name}`", shown, message)
+            message = re.sub(rf"(?<![\w.-]){name}=", f"{shown} ", message)
+        raise ValueError(message) from error
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -132,7 +203,7 @@ class RunArguments:
     resume_from_checkpoint: str | None = option(None, "a checkpoint folder of the same run, or 'latest'")
     push_to_hub: bool = option(False, "push checkpoints and the final model")
     hub_model_id: str | None = option(None, "user/name; default: the name of --output_dir")
-    hub_private: bool = option(False, "whether a new repository is private")
+    hub_private: bool = option(True, "whether a new repository is private; an existing one stays as it is")
 
 
 @dataclass
@@ -151,17 +222,21 @@ class PretrainingArguments(RunArguments, OptimizationArguments, DataArguments):
     mixing: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_train_steps",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "eval_steps",
-            "example_steps",
-            "checkpointing_steps",
-            "save_total_limit",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
+        check_limits(self)
+        if self.lr_scheduler_type not in (types := [kind.value for kind in SchedulerType]):
+            raise ValueError(f"--lr_scheduler_type {self.lr_scheduler_type}: choose from {', '.join(types)}")
+        loggers = ["all", *map(str, LoggerType)]
+        if unknown := {name.strip() for name in self.report_to.split(",")} - set(loggers):
+            raise ValueError(f"--report_to {', '.join(sorted(unknown))}: choose from {', '.join(loggers)}")
+        if not self.min_seconds <= self.max_seconds:
+            raise ValueError(f"--max_seconds {self.max_seconds}: must be at least --min_seconds {self.min_seconds}")
+        held = self.reservoir_seconds / max(self.num_workers, 1)
+        if held < self.max_seconds:
+            of_each = f" in each of {self.num_workers} workers" if self.num_workers > 1 else ""
+            raise ValueError(
+                f"--reservoir_seconds {self.reservoir_seconds:g}: holds {held:g} s{of_each}, and must hold at least "
+                f"--max_seconds {self.max_seconds:g}: raise it, or lower that"
+            )
         if not isinstance(self.train_data, str | dict) or not self.train_data:
             raise ValueError("give --train_data, a path or name, or in YAML a mapping of several")
         if self.model.get("num_recording_classes") and self.mixing.get("supervision", "utterance") != "utterance":
@@ -179,6 +254,33 @@ class PretrainingArguments(RunArguments, OptimizationArguments, DataArguments):
                 raise ValueError(
                     "give --eval_data, of speakers that are not in the training data, or --eval_split none"
                 )
+
+        self.mixing_config(self.model_config().num_sources)
+
+    def model_config(self) -> CSCConfig:
+        """The configuration of the model to pre-train.
+
+        Raises:
+            ValueError: an unknown preset, a wrong value, or a model that cannot be pre-trained.
+        """
+        fields = {"preset": "base", **self.model}
+        preset = fields.pop("preset")
+        if preset not in PRESETS:
+            raise ValueError(f"--model.preset {preset}: choose from {', '.join(PRESETS)}")
+        names = [field.name for field in dataclasses.fields(CSCConfig)]
+        config = build_from_options(PRESETS[preset], names, fields, {}, "model")
+        if config.num_sources < 2:
+            raise ValueError(f"--model.num_sources {config.num_sources}: mixtures to separate need at least 2")
+        if config.sampling_rate != SAMPLING_RATE:
+            raise ValueError(f"--model.sampling_rate {config.sampling_rate}: mixtures have {SAMPLING_RATE} Hz")
+        return config
+
+    def mixing_config(self, num_sources: int) -> MixingConfig:
+        """How mixtures for a model with so many slots are drawn. Raises ValueError where a value is wrong."""
+        elsewhere = {"num_identities": self.per_device_train_batch_size, "num_sources": num_sources}
+        options = {"num_identities": "--per_device_train_batch_size", "num_sources": "--model.num_sources"}
+        names = [field.name for field in dataclasses.fields(MixingConfig)]
+        return build_from_options(MixingConfig, names, {**elsewhere, **self.mixing}, options, "mixing")
 
     def settings(self) -> dict[str, Any]:
         """What the course of a run depends on, apart from its code and the number of its processes."""
@@ -273,7 +375,8 @@ def add_config_options(
             shown = " ".join(map(str, default))
         help_text = f"{help_texts.get(option.name, '')} (default{default_is and f' {default_is}'}: {shown})"
         help_text = help_text.strip().replace("%", "%%")
-        group.add_argument(f"--{prefix}{option.name}", default=argparse.SUPPRESS, help=help_text, **form)
+        action = group.add_argument(f"--{prefix}{option.name}", default=argparse.SUPPRESS, help=help_text, **form)
+        setattr(action, "is_optional", is_optional)  # YAML can say so: null
 
 
 def field_descriptions(config_class: type) -> dict[str, str]:
@@ -312,6 +415,7 @@ def read_yaml(
     _refuse_unknown(parser, path, "options", options, actions)
     for name, values in sections.items():
         _refuse_unknown(parser, path, name, values, nested[name])
+        _check_section(parser, path, name, values)
     for option, known in DATA_SET_OPTIONS.items():
         if isinstance(options.get(option), dict):
             data_sets = options[option] if option == "train_data" else {option: options[option]}
@@ -340,6 +444,28 @@ def _refuse_unknown(
         parser.error(f"{path} sets {what} to {values!r}: must be a mapping")
     if unknown := sorted(set(values) - set(known)):
         parser.error(f"{path} sets unknown {what}: {', '.join(map(str, unknown))}")
+
+
+def _check_section(
+    parser: argparse.ArgumentParser, path: str | os.PathLike, section: str, values: dict[str, Any]
+) -> None:
+    """Check the values of a mapping, and make numbers of those that YAML reads as text."""
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in values.items():
+        action = actions.get(f"{section}.{name}")
+        if action is None or (value is None and getattr(action, "is_optional", False)):
+            continue
+        if action.nargs == 2 and not (isinstance(value, list) and len(value) == 2):
+            parser.error(f"{path} sets {action.dest}={value!r}: must be two values, [low, high]")
+        items = value if action.nargs == 2 else [value]
+        for item in items:
+            _check_value(parser, path, action, item)
+        if action.type is float and any(isinstance(item, str) for item in items):
+            try:
+                numbers = [float(item) for item in items]
+            except ValueError:
+                parser.error(f"{path} sets {action.dest}={value!r}: must be a number")
+            values[name] = numbers if action.nargs == 2 else numbers[0]
 
 
 def _check_value(

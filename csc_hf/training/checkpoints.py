@@ -54,16 +54,21 @@ def finish_folder(folder: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def move_files(unfinished: Path, folder: Path) -> None:
+def move_files(unfinished: Path, folder: Path) -> list[str]:
     """Move the files of a folder into another one that also holds other things, and delete the first.
 
     Each file is replaced at once: whenever a run is killed, no file is there in part.
+
+    Returns:
+        The names of the files.
     """
     sync_folder(unfinished)
-    for path in sorted(unfinished.iterdir()):
+    paths = sorted(unfinished.iterdir())
+    for path in paths:
         path.replace(folder / path.name)
     _sync(folder)
     unfinished.rmdir()
+    return [path.name for path in paths]
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -75,3 +75,29 @@ class CollapseGuard:
                 f"the speaker embeddings have collapsed: since step {self.since} {found}. They do not tell "
                 f"speakers apart. Remedy: {REMEDY}."
             )
+
+
+class OverflowGuard:
+    """Ends a training in float16 whose every step overflows, which would otherwise go on without learning anything.
+
+    Args:
+        patience: so many skipped steps in a row are too many. The loss scale is halved by each: 50 take it from 65536
+            to far below anything that helps.
+    """
+
+    def __init__(self, patience: int = 50):
+        self.patience = patience
+        self.skipped = 0
+
+    def check(self, step: int, was_updated: bool) -> None:
+        """Call after each step, also a skipped one.
+
+        Raises:
+            SystemExit: too many steps in a row were skipped.
+        """
+        self.skipped = 0 if was_updated else self.skipped + 1
+        if self.skipped >= self.patience:
+            raise SystemExit(
+                f"at step {step}, the gradients of {self.skipped} steps in a row overflowed in float16 and the "
+                "weights do not change: use --mixed_precision bf16 or no, or lower --learning_rate"
+            )

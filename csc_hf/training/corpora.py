@@ -2,14 +2,15 @@
 """Open the data sets that the options name: speech to train and to evaluate on, noise, impulse responses."""
 
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from ..data.mixing import MixingConfig
 from ..data.reservoir import ANY_LENGTH, ReservoirConfig, skip_unusable
 from ..data.stream import MixtureStream, Shard, read_impulse_responses
 from ..data.utterances import Utterance, UtteranceStream, split_names, stream_utterances
-from .arguments import PretrainingArguments
+from .arguments import FILE_ENDINGS, PretrainingArguments
 
 UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id_column": None}
 """Columns of noise and impulse responses."""
@@ -51,8 +52,20 @@ def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, 
     settings = {name: None if value == "none" else value for name, value in settings.items()}
     try:
         return stream_utterances(path, **settings)
-    except ValueError as error:
-        raise SystemExit(f"{path}: {error} (here --..._column_name, --..._split)") from error
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"{path}: {_in_words_of_options(str(error))}") from error
+
+
+def _in_words_of_options(message: str) -> str:
+    """A message of `stream_utterances` or `datasets`, for those who gave options."""
+    message = " ".join(message.split())
+    if split := re.match(r"Bad split: (.*?)\. Available splits: (\[.*\])", message):
+        return (
+            f"has no split {split[1]!r}, but {split[2]}: name one of them (--train_split, --eval_split, where the "
+            "script has them), or give --eval_data, of other speakers"
+        )
+    message = re.sub(r"\b(audio|speaker|source|id)_column=('[^']*')", r"--\1_column_name \2", message)
+    return re.sub(r"\b(audio|speaker|source|id)_column\b", r"--\1_column_name", message).replace("None", "none")
 
 
 def open_held_out(args: PretrainingArguments) -> UtteranceStream:
@@ -63,6 +76,31 @@ def open_held_out(args: PretrainingArguments) -> UtteranceStream:
     data = args.eval_data or args.train_data
     assert data is not None
     return open_data(args, data, split)
+
+
+def refuse_training_data(args: PretrainingArguments) -> None:
+    """Raises SystemExit where the recordings to evaluate on are those to train on."""
+    if args.eval_split == "none" or not args.eval_data:
+        return
+
+    def place(data: Any, split: str) -> tuple[Any, ...]:
+        described = {"path": data} if isinstance(data, str) else data
+        path = described["path"]
+        path = os.path.realpath(path) if os.path.exists(path) else path
+        # Files are one split, whatever its name.
+        split = "" if path.endswith(FILE_ENDINGS) else described.get("split", split)
+        return path, split, described.get("name"), described.get("revision")
+
+    corpora = args.train_data.values() if isinstance(args.train_data, dict) else [args.train_data]
+    training = {place(data, args.train_split) for data in corpora}
+    split = args.eval_split
+    if isinstance(args.eval_data, str) and place(args.eval_data, "")[0] in {path for path, *_ in training}:
+        split = only_split(args.eval_data) or split
+    if place(args.eval_data, split) in training:
+        raise SystemExit(
+            f"--eval_data {args.eval_data}: also the training data; give speech of other speakers, or "
+            "--eval_split none"
+        )
 
 
 def only_split(path: str) -> str | None:
@@ -79,7 +117,7 @@ def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]
 
 def open_mixtures(args: PretrainingArguments, num_sources: int, shard: Shard) -> MixtureStream:
     """The stream of training batches of one process."""
-    mixing = MixingConfig(num_identities=args.per_device_train_batch_size, num_sources=num_sources, **args.mixing)
+    mixing = args.mixing_config(num_sources)
     # Labels that are not used are not asked for.
     unused: dict[str, Any] = {} if mixing.supervision == "speaker" else {"speaker_column": None}
     corpora: dict[str | None, Any] = {None: {"path": args.train_data}}

@@ -28,7 +28,7 @@ from ..evaluation.trial_set import BASIC_CONDITIONS, TrialSet
 from ..evaluation.trials import build_trials
 from ..evaluation.verification import evaluate
 from ..feature_extraction_csc import CSCFeatureExtractor
-from .arguments import FILE_ENDINGS, HelpFormatter, option, read_yaml
+from .arguments import FILE_ENDINGS, Config, HelpFormatter, build_from_options, check_limits, option, read_yaml
 from .checkpoints import (
     begin_folder,
     delete_checkpoints,
@@ -38,9 +38,10 @@ from .checkpoints import (
     refuse_later_checkpoints,
     save_checkpoint,
 )
+from .collapse import OverflowGuard
 from .corpora import UNLABELLED, only_split, open_data, usable_utterances
 from .distributed import create_training_arguments
-from .hub import save_repository
+from .hub import save_repository, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +155,24 @@ def parse_arguments(
     names = {field.name for field in dataclasses.fields(arguments_class)}
     try:
         arguments = arguments_class(**{name: value for name, value in namespace.items() if name in names})
+        check_limits(arguments)
     except ValueError as error:
         parser.error(str(error))
     return arguments, in_file | {name: value for name, value in namespace.items() if name not in names}
+
+
+def config_of_options(config_class: type[Config], args: Any, section: str, **values: Any) -> Config:
+    """A configuration whose fields are options: of the script itself where it has one of that name, else of a section.
+
+    Raises:
+        SystemExit: a value is wrong; the message names the option.
+    """
+    fields = [field.name for field in dataclasses.fields(cast(Any, config_class))]
+    own = {name: f"--{name}" for name in fields if hasattr(args, name) or not section}
+    try:
+        return build_from_options(config_class, fields, values, own, section)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 # --- speech with speakers ------------------------------------------------------------------------------------------
@@ -310,7 +326,10 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
         id2label[0],
     )
     model: Any = model_class(CSCConfig.from_pretrained(name, **options))
-    model.csc.load_state_dict(cast(Any, model_class.from_pretrained(name)).csc.state_dict())
+    loaded = model_class.from_pretrained(name)
+    model.csc.load_state_dict(cast(Any, loaded).csc.state_dict())
+    model.name_or_path = model.config.name_or_path = name  # whose licence the card names
+    model.config._commit_hash = getattr(loaded.config, "_commit_hash", None)
     return model
 
 
@@ -440,6 +459,7 @@ def train(
     if milestones is not None:
         milestones.begin(progress)
     model.train()
+    overflow = OverflowGuard()
     bar = tqdm(
         range(progress.step + 1, args.max_steps + 1),
         desc="training",
@@ -453,6 +473,7 @@ def train(
         norm = accelerator.clip_grad_norm_(learning, max_grad_norm)
         _check_finite(accelerator, step, loss, norm)
         optimizer.step()
+        overflow.check(step, not accelerator.optimizer_step_was_skipped)
         scheduler.step()
         optimizer.zero_grad()
         values = {name: accelerator.reduce(figure.detach(), "mean").item() for name, figure in figures.items()}
@@ -577,4 +598,5 @@ def write_repository(
 ) -> None:
     """Write a Hub repository into a folder. Its card loads the model by `name`."""
     extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
-    save_repository(folder, model, extractor, {"settings": dataclasses.asdict(args), **results}, report, repo_id=name)
+    settings = without_paths(dataclasses.asdict(args))
+    save_repository(folder, model, extractor, {"settings": settings, **results}, report, repo_id=name)

@@ -1,18 +1,25 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Write a Hub repository (weights, configurations, code, model card) into a folder, and push such folders."""
 
+import glob
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers.utils import cached_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +38,8 @@ def save_repository(
     """Write a complete Hub repository.
 
     That is `config.json`, `preprocessor_config.json`, `model.safetensors`, the code that loads it with
-    `trust_remote_code=True`, `results.json` and the model card.
+    `trust_remote_code=True`, `results.json` and the model card. Weights that were loaded from another model have its
+    licence, and name it as their base model.
 
     Args:
         folder: made if it is not there.
@@ -42,19 +50,90 @@ def save_repository(
         repo_id: the name that the card's example loads the model by; None for the folder's name.
     """
     folder = Path(folder)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     model.save_pretrained(folder)
     feature_extractor.save_pretrained(folder)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    render_card(model, report, repo_id or folder.name).save(folder / "README.md")
+    origin = inherited(model.name_or_path, getattr(model.config, "_commit_hash", None)) if model.name_or_path else {}
+    render_card(model, report, repo_id or folder.name, origin).save(folder / "README.md")
 
 
-def render_card(model: PreTrainedModel, report: str, repo_id: str) -> ModelCard:
-    """The card of a CSC model. The arguments are those of `save_repository`."""
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+def card_origin(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the card of a model says of its licence and of its base model; empty where it says nothing.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        revision: on the Hub.
+    """
+    try:
+        path = cached_file(name, "README.md", revision=revision, _raise_exceptions_for_missing_entries=False)
+        data = ModelCard(Path(path).read_text(encoding="utf-8")).data if path is not None else None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        logger.warning("the card of %s cannot be read, so its licence is not known: %s", name, error)
+        return {}
+    fields = {field: data.get(field) if data is not None else None for field in (*LICENSE_FIELDS, "base_model")}
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def inherited(name: str, revision: str | None = None) -> dict[str, Any]:
+    """The licence and the base model of weights that were trained from those of another model.
+
+    The base model is that model. A folder goes by the name on the Hub that its card has; else it was not published,
+    and its own base model stands for it; else by the folder's name.
+
+    Args:
+        name: the other model, a folder or a name on the Hub.
+        revision: on the Hub.
+    """
+    origin = card_origin(name, revision)
+    if not os.path.isdir(name):
+        return origin | {"base_model": name}
+    card = Path(name, "README.md")
+    title = re.search(r"^# (\S+/\S+)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
+    if title is not None:
+        return origin | {"base_model": title[1]}
+    return {"base_model": Path(name).resolve().name} | origin
+
+
+def without_paths(value: Any) -> Any:
+    """What is published of settings: in place of each path on this machine, the name of its file or folder.
+
+    Args:
+        value: anything that JSON takes. Of text, all of it is taken for a path, or what follows the "=" of an option.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str | os.PathLike):
+        return value
+    option, equals, path = re.fullmatch(r"(?s)(?:(--[\w.-]+)(=))?(.*)", os.fspath(value)).groups()  # type: ignore
+    is_path = path.startswith(("/", "~", ".")) or os.path.isabs(path) or os.path.exists(path) or glob.has_magic(path)
+    if is_path and "://" not in path and os.path.basename(path.rstrip(os.sep)) != path:
+        path = os.path.basename(os.path.abspath(path))
+    return f"{option or ''}{equals or ''}{path}"
+
+
+def render_card(
+    model: PreTrainedModel, report: str, repo_id: str, origin: Mapping[str, Any] = MappingProxyType({})
+) -> ModelCard:
+    """The card of a CSC model.
+
+    Args:
+        model: as in `save_repository`, as `report` and `repo_id`.
+        report: as above.
+        repo_id: as above.
+        origin: fields of the metadata that tell the licence and the base model, from `inherited` or `card_origin`.
+            Without it, the card claims no licence.
+    """
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             tags=["speech", "speaker-verification", "speech-separation", "contrastive-separative-coding"],
-            license="apache-2.0",
+            **origin,
         ),
         template_path=str(CARD_TEMPLATE),
         repo_id=repo_id,
@@ -92,7 +171,7 @@ class BackgroundPush:
     def __init__(
         self,
         repo_id: str,
-        private: bool = False,
+        private: bool = True,
         *,
         time_limit: float = 3600.0,
         answer_timeout: float = 60.0,
@@ -105,8 +184,13 @@ class BackgroundPush:
         self._process: subprocess.Popen | None = None  # the running push, or one whose end was not reported yet
         self._error: OSError | None = None  # why no push could be started
 
-    def push(self, folder: str | os.PathLike, message: str) -> bool:
+    def push(self, folder: str | os.PathLike, message: str, files: Collection[str] | None = None) -> bool:
         """Start to push the files of a folder, without its subfolders. The next `push` or `wait` reports how it ended.
+
+        Args:
+            folder: where the files are.
+            message: of the commit.
+            files: names of the files to push; all of the folder if not given.
 
         Returns:
             Whether it was started: not while an earlier push runs, and not if the files cannot be copied.
@@ -116,7 +200,7 @@ class BackgroundPush:
             return False
         self.wait()
         try:
-            self._start(Path(folder), message)
+            self._start(Path(folder), message, files)
         except OSError as error:
             self._error = error
         return self._error is None
@@ -148,11 +232,13 @@ class BackgroundPush:
             logger.error("Push to %s failed: %s", self.repo_id, error)
         return error
 
-    def _start(self, folder: Path, message: str) -> None:
+    def _start(self, folder: Path, message: str, files: Collection[str] | None) -> None:
         self._files = tempfile.mkdtemp(prefix="csc_hf-push-")
         try:
             for path in folder.iterdir():
-                if path.is_file():  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
+                if path.is_file() and (
+                    files is None or path.name in files
+                ):  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
                     shutil.copy(path, self._files)
             # -P: the program's folder stays off the import path. Its modules' names are not unique.
             command = [sys.executable, "-P", str(UPLOAD_PROGRAM), self.repo_id, self._files, message]

@@ -11,7 +11,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..audio import SAMPLING_RATE
-from ..configuration_csc import PRESETS, CSCConfig
 from ..data.stream import MixtureBatch, Shard, recording_classes
 from ..evaluation.reports import format_report
 from ..evaluation.trials import build_trials
@@ -41,10 +39,10 @@ from .checkpoints import (
     refuse_later_checkpoints,
     save_checkpoint,
 )
-from .collapse import CollapsedError, CollapseGuard
-from .corpora import open_held_out, open_mixtures, usable_utterances
+from .collapse import CollapsedError, CollapseGuard, OverflowGuard
+from .corpora import open_held_out, open_mixtures, refuse_training_data, usable_utterances
 from .distributed import create_accelerator
-from .hub import BackgroundPush, save_repository
+from .hub import BackgroundPush, save_repository, without_paths
 from .meter import Meter
 from .visualize import log_examples
 
@@ -78,8 +76,9 @@ class Pretrainer:
         if self.is_sharded:  # it would round losses and what is summed over processes; autocast does not
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         set_seed(args.seed)
+        refuse_training_data(args)
 
-        self.config = build_config(args.model)
+        self.config = args.model_config()
         self.feature_extractor = CSCFeatureExtractor(
             sampling_rate=self.config.sampling_rate, min_samples=self.config.segment_samples
         )
@@ -101,7 +100,13 @@ class Pretrainer:
 
     def _build_model_and_optimizer(self) -> None:
         args = self.args
-        model = CSCForPreTraining(self.config)
+        try:
+            model = CSCForPreTraining(self.config)
+        except (ValueError, ImportError) as error:
+            if "attn_implementation" not in args.model:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise SystemExit(f"--model.attn_implementation {args.model['attn_implementation']}: {reason}") from error
         decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
         optimizer = torch.optim.AdamW(
@@ -116,7 +121,7 @@ class Pretrainer:
         if args.ema_decay is not None:
             if self.is_sharded:
                 raise SystemExit("--ema_decay averages whole weights, which FSDP shards: use DDP, or leave it out")
-            averaged = self.accelerator.unwrap_model(self.model)
+            averaged = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             self.ema = AveragedModel(averaged, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
 
     def _extra_states(self) -> dict[str, Any]:
@@ -168,8 +173,11 @@ class Pretrainer:
         )
         self.model.train()
         batches = iter(self.stream)  # each process has its own, so Accelerate has nothing to share out
+        overflow = OverflowGuard()
         while self.step < args.max_train_steps:
-            if not self.train_step(batches, meter):
+            was_updated = self.train_step(batches, meter)
+            overflow.check(self.step, was_updated)
+            if not was_updated:
                 continue  # float16 overflowed, and its loss scale was lowered
             self.step += 1
             bar.update()
@@ -222,7 +230,7 @@ class Pretrainer:
         meter.end_step(norm)
         self.scheduler.step()
         if self.ema is not None:
-            self.ema.update_parameters(accelerator.unwrap_model(self.model))
+            self.ema.update_parameters(accelerator.unwrap_model(self.model, keep_torch_compile=False))
         return True
 
     def log(self, meter: Meter, bar: tqdm) -> None:
@@ -260,7 +268,7 @@ class Pretrainer:
         if self.ema is not None:
             return cast(CSCForPreTraining, self.ema.module)
         if not self.is_sharded:
-            return self.accelerator.unwrap_model(self.model)
+            return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         weights = self.accelerator.get_state_dict(self.model)
         if not self.accelerator.is_main_process:
             return None
@@ -301,8 +309,8 @@ class Pretrainer:
 
     def results(self) -> dict[str, Any]:
         """What goes into results.json."""
-        command = shlex.join(["accelerate", "launch", *sys.argv])
-        arguments = dataclasses.asdict(self.args)
+        command = shlex.join(["accelerate", "launch", *without_paths(sys.argv)])
+        arguments = without_paths(dataclasses.asdict(self.args))
         return {"command": command, "arguments": arguments, "training": self.training, "curve": self.curve}
 
     def write_repository(self, folder: Path, model: CSCForPreTraining | None, name: str) -> None:
@@ -357,10 +365,11 @@ class Pretrainer:
     def finish(self) -> int:
         """Save the model, push it, and report; returns the exit status."""
         model = self.whole_model()
+        files: list[str] = []
         if self.accelerator.is_main_process:
             unfinished = begin_folder(self.folder / "final")
             self.write_repository(unfinished, model, self.folder.name)
-            move_files(unfinished, self.folder)
+            files = move_files(unfinished, self.folder)
             self.report()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -368,14 +377,14 @@ class Pretrainer:
             return 0
         # The other processes are done and may leave.
         self.hub.wait()
-        self.hub.push(self.folder, f"Step {self.step}, final")
+        self.hub.push(self.folder, f"Step {self.step}, final", files)  # not logs and notes beside them
         return 1 if self.hub.wait() is not None else 0
 
     def report(self) -> None:
         """Print what came out."""
         for results in self.curve[:1] + self.curve[1:][-1:]:
             when = f"After {results['step']} steps" if results["step"] else "Before training"
-            print(f"{when}, on speakers it never saw:\n{format_report(results)}\n")
+            print(f"{when}, on the held-out speakers:\n{format_report(results)}\n")
         if self.training:
             print(
                 f"Contrastive accuracy {self.training['contrastive_accuracy']:.2f}, mutual information "
@@ -390,24 +399,3 @@ class Pretrainer:
         print("    import csc_hf")
         print("    from transformers import AutoModel")
         print(f'    model = AutoModel.from_pretrained("{self.folder}")\n')
-
-
-def build_config(options: Mapping[str, Any]) -> CSCConfig:
-    """The configuration of a model to pre-train.
-
-    Args:
-        options: `preset`, "base" by default, and fields that differ from it.
-
-    Raises:
-        SystemExit: an unknown preset, or a model that cannot be pre-trained.
-    """
-    fields = {"preset": "base", **options}
-    preset = fields.pop("preset")
-    if preset not in PRESETS:
-        raise SystemExit(f"model preset {preset!r}: choose from {', '.join(PRESETS)}")
-    config = PRESETS[preset](**fields)
-    if config.num_sources < 2:
-        raise SystemExit(f"num_sources {config.num_sources}: mixtures to separate need at least 2")
-    if config.sampling_rate != SAMPLING_RATE:
-        raise SystemExit(f"sampling_rate {config.sampling_rate}: mixtures have {SAMPLING_RATE} Hz")
-    return config

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from speech import encode, make_mixed_rows, make_rows, write, write_files, write_tars
 
 from csc_hf.data.reservoir import ReservoirConfig, skip_unusable
@@ -16,6 +16,7 @@ from csc_hf.data.utterances import (
     Row,
     UtteranceStream,
     check_unique_ids,
+    dataset_arguments,
     label_or_none,
     split_names,
     stream_utterances,
@@ -294,3 +295,29 @@ def test_an_existing_path_is_a_path(tmp_path, form):
             f"utt-{number}" for number in range(6)
         ]
         assert split_names(path) == (["train"] if path.is_dir() else [])
+
+
+def test_data_without_rows_is_named():
+    with pytest.raises(ValueError, match="the data has no rows"):
+        UtteranceStream(IterableDataset.from_generator(lambda: iter(())))
+
+
+def test_labels_of_a_dataset_of_tensors():
+    table = Dataset.from_dict({"audio": [[0.0] * 800], "speaker_id": [7], "id": ["a"]})
+    rows = UtteranceStream(table.to_iterable_dataset().with_format("torch"), source_column=None).rows()
+    assert next(iter(rows)).speaker == "7"
+
+
+def test_patterns_of_shards(tmp_path):
+    for name in ("a-000.tar", "a-001.tar", "b.tar.gz"):
+        (tmp_path / name).touch()
+    files = dataset_arguments(f"{tmp_path}/a-{{000..001}}.tar", "train")["data_files"]["train"]
+    assert files == [f"{tmp_path}/a-000.tar", f"{tmp_path}/a-001.tar"]
+    assert dataset_arguments(f"{tmp_path}/*.tar.gz", "train")["path"] == "webdataset"
+    with pytest.raises(FileNotFoundError, match="a-002.tar"):
+        dataset_arguments(f"{tmp_path}/a-{{000..002}}.tar", "train")
+
+
+def test_all_columns_that_are_missing_are_named_at_once(corpus):
+    with pytest.raises(ValueError, match="speaker_column='who', id_column='key'.*'folder:2'"):
+        stream_utterances(corpus, speaker_column="who", id_column="key")

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 
 import pytest
 import yaml
@@ -101,3 +102,29 @@ def test_wrong_options_are_named(options, named, tmp_path):
     with pytest.raises((SystemExit, FileNotFoundError)) as error, contextlib.redirect_stderr(printed):
         pretrainer(tmp_path / "run", options=options)
     assert named in printed.getvalue() + str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"per_device_train_batch_size": 4}, "--per_device_train_batch_size 4 is too few"),
+        ({"reservoir_seconds": 10}, "--reservoir_seconds 10: .*--max_seconds 30"),
+        ({"lr_scheduler_type": "cosin"}, "--lr_scheduler_type cosin: choose from linear, cosine"),
+        ({"ema_decay": 2}, "--ema_decay 2: must be"),
+        ({"report_to": "foo"}, "--report_to foo: choose from"),
+        ({"model": {"preset": "tiny", "hidden_size": "x"}}, "model.hidden_size='x': must be an integer"),
+        ({"model": {"preset": "tiny", "hidden_size": -3}}, "--model.hidden_size must be positive"),
+        ({"model": {"preset": "tiny", "layer_norm_eps": None}}, "model.layer_norm_eps=None: give a value"),
+        ({"mixing": {"seconds": "x"}}, "mixing.seconds='x': must be a number"),
+        ({"mixing": {"seconds": -1}}, "--mixing.seconds -1: must be positive"),
+        ({"mixing": {"sir_db": 3}}, "mixing.sir_db=3: must be two values"),
+        ({"mixing": {"sir_db": [5, 1]}}, "--mixing.sir_db \\(5, 1\\)"),
+    ],
+)
+def test_wrong_values_are_one_line_that_names_the_option(options, named, tmp_path, capsys):
+    path = tmp_path / "options.yaml"
+    path.write_text(yaml.safe_dump({"train_data": "x", "eval_split": "none"} | options))
+    with pytest.raises(SystemExit):
+        parse_pretraining_arguments(["--config", str(path)])
+    message = capsys.readouterr().err.split("error: ")[1].strip()
+    assert re.search(named, message) and "\n" not in message

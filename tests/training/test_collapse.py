@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from csc_hf import CSCConfig, CSCModel
-from csc_hf.training.collapse import CollapsedError, CollapseGuard, collapse_signs
+from csc_hf.training.collapse import CollapsedError, CollapseGuard, OverflowGuard, collapse_signs
 
 HEALTHY = {"embedding_rank": 14.0, "uniformity": -0.7, "alignment": 0.4}
 
@@ -66,3 +66,11 @@ def test_only_a_collapse_that_lasts_stops_the_run():
     guard.check(140, collapsed)
     with pytest.raises(CollapsedError, match="since step 130"):
         guard.check(150, collapsed)
+
+
+def test_a_training_whose_every_step_overflows_ends():
+    guard = OverflowGuard()
+    for was_updated in [False] * 49 + [True] + [False] * 49:
+        guard.check(7, was_updated)
+    with pytest.raises(SystemExit, match="50 steps in a row overflowed in float16.*--mixed_precision"):
+        guard.check(7, False)

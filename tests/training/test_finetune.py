@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from pretraining_runs import LAUNCH, TWO_PROCESSES, launch, reset_accelerate, results_of
 from pyannote.core import Segment
 from pyannote.metrics.diarization import DiarizationErrorRate
@@ -731,3 +732,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, pretrained, tones, tmp_pa
     with pytest.raises(SystemExit, match="step . the loss is .*nan.*: lower --learning_rate"):
         tune(name, pretrained, tones, tmp_path, *options)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_each_label_is_on_both_sides_of_a_split():
+    numbers = [label for label in range(10) for _ in range(2)]
+    kept, held_out = script("classification").split_by_label(Dataset.from_dict({"labels": numbers}), 0.34, 0)
+    assert sorted(kept["labels"]) == sorted(held_out["labels"]) == list(range(10))

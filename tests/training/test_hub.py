@@ -11,10 +11,11 @@ import tempfile
 import pytest
 import torch
 from hub_server import TOKEN
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from csc_hf import CSCConfig, CSCFeatureExtractor, CSCForPreTraining
-from csc_hf.training.hub import BackgroundPush, save_repository
+from csc_hf.training.hub import BackgroundPush, save_repository, without_paths
 
 NAME = "user/csc-test"
 
@@ -239,5 +240,53 @@ def test_a_wrong_token_shows_before_training(hub, monkeypatch):
 def test_the_model_card_says_what_was_measured(tmp_path):
     save_model(tmp_path / "run", 0, torch.randn(3000))
     card = (tmp_path / "run" / "README.md").read_text()
-    assert card.startswith("---\n") and "library_name: transformers" in card and "license: apache-2.0" in card
+    assert card.startswith("---\n") and "library_name: transformers" in card and "license:" not in card
     assert "EER 25 %." in card and f'from_pretrained("{NAME}"' in card and "{{" not in card
+
+
+def test_only_what_was_written_is_pushed(hub, tmp_path):
+    folder = tmp_path / "run"
+    for name in ("config.json", "README.md", "batches-0.jsonl"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("{}\n")
+    push = BackgroundPush(NAME)
+    assert push.push(folder, "final", ["config.json", "README.md"])
+    assert push.wait() is None
+    assert set(hub.repositories[NAME]) == {"config.json", "README.md"}
+
+
+def test_fine_tuned_weights_inherit_the_licence(tmp_path):
+    model = CSCForPreTraining(CSCConfig.tiny())
+    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
+    base, first, second = tmp_path / "base", tmp_path / "first", tmp_path / "second"
+    save_repository(base, model, extractor, {}, "none", "user/base")
+    card = ModelCard.load(base / "README.md")
+    assert card.data.license is None and card.data.base_model is None
+    card.data.license, card.data.license_name, card.data.license_link = "other", "own", "LICENSE"
+    card.save(base / "README.md")
+
+    save_repository(first, CSCForPreTraining.from_pretrained(base), extractor, {}, "none", "first")
+    save_repository(second, torch.compile(CSCForPreTraining.from_pretrained(first)), extractor, {}, "none", "user/me")
+    for folder in (first, second):
+        card = ModelCard.load(folder / "README.md")
+        assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "own", "LICENSE")
+        assert card.data.base_model == "user/base"
+        assert "`CSCForPreTraining`" in card.text and "OptimizedModule" not in card.text
+
+
+def test_published_settings_have_names_for_paths(tmp_path):
+    settings = {
+        "train_data": {"anna": {"path": str(tmp_path / "voices"), "probability": 0.5}},
+        "noise_data": "shards/*.tar",
+        "model": "user/name",
+        "seed": 3,
+        "eval_data": None,
+    }
+    assert without_paths(settings) == {
+        "train_data": {"anna": {"path": "voices", "probability": 0.5}},
+        "noise_data": "*.tar",
+        "model": "user/name",
+        "seed": 3,
+        "eval_data": None,
+    }
+    assert without_paths([f"--train_data={tmp_path}/voices", "hf://x/*"]) == ["--train_data=voices", "hf://x/*"]

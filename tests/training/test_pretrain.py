@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel
 
 import csc_hf.training.pretrainer
+from csc_hf.training.arguments import PretrainingArguments
+from csc_hf.training.corpora import refuse_training_data
 from csc_hf.training.hub import save_repository
 
 
@@ -302,12 +304,16 @@ def test_a_collapse_stops_the_run(tmp_path):
 
 
 def test_checkpoints_and_the_final_model_are_pushed(tmp_path, hub, caplog, capsys):
-    push = ["--push_to_hub", "--hub_model_id", "user/csc-demo", "--with_tracking"]
+    push = ["--push_to_hub", "--hub_model_id", "user/csc-demo", "--with_tracking", "--log_batches"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("of nobody else")
     options = {"max_train_steps": 2, "eval_split": "none"}
     assert run(tmp_path / "run", *push, options=options) == 0
     files = hub.repositories["user/csc-demo"]
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
     assert not [name for name in files if "/" in name], "logs, checkpoints and training state stay at home"
+    assert "results.json" in files and not {"notes.txt", "batches-0.jsonl"} & set(files)
+    assert not [name for name in files if str(tmp_path).encode() in files[name]], "paths stay at home"
     assert 'from_pretrained("user/csc-demo"' in files["README.md"].decode()
     # A Hub out of order does not stop the training, and is told at the end.
     hub.fail("commit", 403)
@@ -432,3 +438,10 @@ def test_resuming_runs_no_code_of_a_checkpoint(tmp_path):
         assert not (tmp_path / "mark").exists(), path.name
         path.write_bytes(content)
     trainer.load(checkpoint)
+
+
+def test_the_training_data_does_not_judge(tmp_path):
+    data = tmp_path / "speech.parquet"
+    data.touch()
+    with pytest.raises(SystemExit, match="--eval_data .*: also the training data"):
+        refuse_training_data(PretrainingArguments(train_data=str(data), eval_data=f"{tmp_path}/./speech.parquet"))

@@ -42,7 +42,7 @@ from csc_hf import (
 from csc_hf.cli import models
 from csc_hf.cli import recordings as inputs
 from csc_hf.cli import store as stores
-from csc_hf.cli.live import Turns, resampled
+from csc_hf.cli.live import Turns
 from csc_hf.cli.options import Kind
 from csc_hf.cli.output import Table, check_stdout
 from csc_hf.cli.progress import Progress, for_each

@@ -10,7 +10,7 @@ import typer
 
 from .errors import fail
 from .models import check_model, load_model
-from .options import Files, Json, Model
+from .options import Channel, Files, Json, Model
 from .output import Table, check_targets, print_json
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, opened
@@ -38,6 +38,7 @@ def diarize(
         Path | None,
         typer.Option("--store", "-s", metavar="FILE", help="Store of voices: known people get their names."),
     ] = None,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -63,7 +64,7 @@ def diarize(
     printed += ["--json"] if as_json else []
     if len(printed) > 1:
         raise ValueError(f"{' and '.join(printed)} would all write to standard output: choose one")
-    with opened(files) as (found,):
+    with opened(files, channel=channel) as (found,):
         if audacity is not None and len(found) > 1:
             raise ValueError(f"--audacity is for one recording, and there are {len(found)}: diarize them one by one")
         stems: dict[str, Recording] = {}
@@ -96,7 +97,7 @@ def diarize(
                 folder = voices if voices is None or len(found) == 1 else voices / recording.stem
                 result = find_turns(
                     network,
-                    recording.path,
+                    recording.audio,
                     num_speakers=num_speakers,
                     min_speakers=min_speakers,
                     max_speakers=max_speakers,

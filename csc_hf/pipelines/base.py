@@ -2,7 +2,7 @@
 # mypy: disable-error-code="override"
 """What the pipelines share: recordings, enrolled speakers, and loading by name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from transformers.pipelines import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from ..audio import decode_audio
+from ..audio import OneChannel, decode_audio
 from ..long_audio import Job, run
 from ..modeling_csc import CSCPreTrainedModel
 
@@ -48,7 +48,15 @@ class _CSCPipeline(Pipeline):
     def __call__(self, inputs, **options):
         if isinstance(inputs, list) and not inputs:
             return []
+        if _is_waveform(inputs):
+            inputs = np.asarray(inputs)
+        elif hasattr(inputs, "column_names"):  # of `datasets`, whose classes are none of torch's
+            inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
         return super().__call__(inputs, **options)
+
+    def _preprocess_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What all pipelines pass to `preprocess`, taken out of the parameters of a call."""
+        return {name: parameters.pop(name) for name in ("channel",) if name in parameters}
 
     def get_iterator(
         self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
@@ -89,25 +97,41 @@ class _CSCPipeline(Pipeline):
         """What is done with a trial, which `preprocess` has made."""
         raise NotImplementedError
 
-    def _decode(self, recording, role: str) -> np.ndarray:
+    def _decode(self, recording, role: str, channel: int | None = None) -> np.ndarray:
         """A recording as float32 (samples,); `role` names it in errors."""
-        if isinstance(recording, Mapping) and not recording.keys() & {"array", "raw", "bytes", "path"}:
-            recording = recording.get("audio", recording)  # a row of a dataset
         try:
-            return decode_audio(recording, self.model.config.sampling_rate)
+            return decode_audio(OneChannel(recording, channel), self.model.config.sampling_rate)
         except ValueError as error:
             raise ValueError(f"{role}: {error}") from error
 
-    def _decode_enrolment(self, recordings) -> list[np.ndarray]:
+    def _decode_enrolment(self, recordings, channel: int | None = None) -> list[np.ndarray]:
         """One recording, or several in a list."""
-        if not isinstance(recordings, list):
-            return [self._decode(recordings, "enrolment")]
+        if not isinstance(recordings, list) or _is_waveform(recordings):
+            return [self._decode(recordings, "enrolment", channel)]
         if not recordings:
             raise ValueError("an enrolment without recordings: give at least one")
         return [
-            self._decode(recording, f"recording {number} of the enrolment")
+            self._decode(recording, f"recording {number} of the enrolment", channel)
             for number, recording in enumerate(recordings, start=1)
         ]
+
+
+def _is_waveform(inputs: Any) -> bool:
+    """Whether a list holds the samples of one recording; any other list holds recordings."""
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], int | float | np.number)
+
+
+class _Rows(Dataset):
+    """The rows of a `datasets.Dataset`."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
 
 
 class _Results(IterableDataset):

@@ -176,8 +176,8 @@ def read_live(
     """
     told = _Warnings("the stream", False)
     reason = (
-        f"cannot decode {encoded_format(start)} while it comes in (ffmpeg -i FILE -f s16le -ac 1 -ar {sampling_rate} - "
-        "makes raw PCM of it)"
+        f"cannot decode {encoded_format(start)} while it comes in (ffmpeg -i FILE -f s16le -ac 1 -ar {sampling_rate} "
+        "- makes raw PCM of it)"
     )
     blocks, rate = _open_with_av(Begun(stream, start), told, reason, seconds=seconds)
     mono = _mix_down(blocks, channel, told)

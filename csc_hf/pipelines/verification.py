@@ -103,9 +103,8 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             recordings: One recording, or a list of several.
             channel: The only channel to hear, counted from 0. By default, all are averaged.
         """
-        self.enrolled[name] = enrol(
-            self.model, self._decode_enrolment(recordings, channel), self.enrolment == "attention"
-        )
+        waveforms = self._decode_enrolment(recordings, channel)
+        self.enrolled[name] = enrol(self.model, waveforms, self.enrolment == "attention")
 
     @torch.inference_mode()
     def compare(self, embedding: np.ndarray, **options) -> list[dict]:

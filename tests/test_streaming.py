@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_long_audio import RATE, conversation
+from transformers.utils import logging
 
 from csc_hf import CSCConfig, CSCForSpeechSeparation, CSCSeparationOutput
 from csc_hf.diarization import DiarizationSettings, diarize
@@ -397,5 +398,13 @@ def test_raw_pcm_from_a_pipe():
         assert found[0].dtype == np.float32
         assert np.array_equal(np.concatenate(found), samples / 32768)
     assert list(pcm_blocks(io.BytesIO(b""))) == []
-    with pytest.raises(ValueError, match="within a sample"):
-        list(pcm_blocks(io.BytesIO(b"123")))
+
+
+def test_half_a_sample_at_the_end_is_told(caplog):
+    """The whole samples before it are given first."""
+    logging.get_logger("csc_hf").addHandler(caplog.handler)
+    try:
+        assert [len(block) for block in pcm_blocks(io.BytesIO(b"123"))] == [1]
+    finally:
+        logging.get_logger("csc_hf").removeHandler(caplog.handler)
+    assert "ends within a sample" in caplog.text

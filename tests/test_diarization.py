@@ -193,7 +193,7 @@ def test_other_wrong_input(tmp_path):
     with pytest.raises(ValueError, match="does not separate"):
         model = CSCModel(CSCConfig.tiny(frame_activity=True)).eval()
         model.frame_activity.bias.data.fill_(5.0)  # somebody speaks
-        diarize(model, 0.1 * np.ones(RATE, np.float32), settings=SETTINGS, voices=tmp_path)
+        diarize(model, talk((0, 0, 1), seconds=1), settings=SETTINGS, voices=tmp_path)
 
 
 # --- files, memory and length ----------------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers.utils import logging
 
-from .audio import SILENCE_POWER, power
+from .audio import SILENCE_POWER, OneChannel, power, read_file
 from .enrolment import check_name
 from .long_audio import (
     Job,
@@ -229,7 +228,7 @@ def settings_of(model: CSCPreTrainedModel) -> DiarizationSettings:
 
 def diarize(
     model: CSCPreTrainedModel,
-    recording: np.ndarray | torch.Tensor | str | os.PathLike,
+    recording: Any,
     *,
     num_speakers: int | None = None,
     min_speakers: int | None = None,
@@ -237,6 +236,7 @@ def diarize(
     enrolled: Mapping[str, np.ndarray] | None = None,
     voices: str | os.PathLike | None = None,
     settings: DiarizationSettings | None = None,
+    channel: int | None = None,
 ) -> Diarization:
     """
     Find who speaks when.
@@ -244,8 +244,8 @@ def diarize(
     Args:
         model: A CSC model with `config.frame_activity`, in evaluation mode. With `voices` it has to separate
             (`CSCForSpeechSeparation`, `CSCForPreTraining`).
-        recording: Floats (samples,) at the sampling rate of the model; or an audio file (path, bytes or open binary
-            file), which is decoded and resampled by blocks.
+        recording: Floats (samples,) at the sampling rate of the model, or anything else that
+            `csc_hf.audio.decode_audio` takes. Files are decoded and resampled by blocks.
         num_speakers: Speakers of the recording. There are fewer in the result if no more are heard.
         min_speakers, max_speakers: Bounds of their number, where it is not known.
         enrolled: Embeddings (embedding,) of known speakers by their names (`csc_hf.enrolment.enrol`). At most one
@@ -255,6 +255,7 @@ def diarize(
             voices of those who speak add up to the recording; all are turned down together where one would exceed full
             scale and the recording does not. Written block by block.
         settings: In place of those of the model.
+        channel: The only channel to hear, counted from 0. By default, all are averaged.
 
     Raises:
         ValueError: The model has no frame activity, is in training mode, or does not separate; the recording is empty,
@@ -262,9 +263,11 @@ def diarize(
             contradict each other; an enrolled embedding does not fit the model, or its name is not one of a file.
         ImportError: SciPy cannot be imported.
     """
+    if hasattr(recording, "read"):  # voices are written in a second pass
+        recording = read_file(recording)
     job = diarization(
         model,
-        recording,
+        OneChannel(recording, channel),
         num_speakers=num_speakers,
         min_speakers=min_speakers,
         max_speakers=max_speakers,
@@ -277,7 +280,7 @@ def diarize(
 
 def diarization(
     model: CSCPreTrainedModel,
-    recording: np.ndarray | torch.Tensor | str | os.PathLike,
+    recording: Any,
     *,
     num_speakers: int | None = None,
     min_speakers: int | None = None,
@@ -291,8 +294,6 @@ def diarization(
     bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
     enrolled = check_enrolled(enrolled or {}, model.config.speaker_embedding_size)
     settings = settings or settings_of(model)
-    if hasattr(recording, "read"):
-        recording = recording.read()
     evidence = yield from listen(model, recording, settings.chunk_seconds, settings.overlap_seconds)
     labels, activity, result = decide(evidence, settings, bounds, enrolled)
     if voices is not None:

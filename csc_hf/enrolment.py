@@ -3,12 +3,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from .audio import SILENCE_POWER, power
+from .audio import FILE_TYPES, SAMPLING_RATE, SILENCE_POWER, OneChannel, decode_audio, power
+from .feature_extraction_csc import high_pass
 from .long_audio import Job, embedding, run
 from .modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCPreTrainedModel
 
@@ -32,27 +33,35 @@ class Enrolment:
     silent: bool
 
 
-def enrol(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memory: bool = False) -> Enrolment:
+def enrol(
+    model: CSCPreTrainedModel, waveforms: Sequence[Any], with_memory: bool = False, channel: int | None = None
+) -> Enrolment:
     """
     Enrol the main speaker of recordings, the one in the most active slot.
 
     Args:
         model: A CSC model in evaluation mode.
-        waveforms: At least one recording, each float (samples,) at the sampling rate of the model and of any length.
+        waveforms: At least one recording of any length, each float (samples,) at the sampling rate of the model, or
+            anything else that `csc_hf.audio.decode_audio` takes.
         with_memory: Whether to keep what the cross-attention of `CSCForPreTraining` reads.
+        channel: The only channel to hear, counted from 0. By default, all are averaged.
 
     Raises:
         ValueError: There are no recordings, or what `csc_hf.long_audio.embed` raises.
     """
-    return run(cast(CSCPreTrainedModel, model.base_model), [enrolling(model, waveforms, with_memory)])[0]
+    if not isinstance(waveforms, Sequence) or isinstance(waveforms, FILE_TYPES):
+        raise ValueError(f"the recordings of an enrolment are a {type(waveforms).__name__}: give a list of recordings")
+    recordings = [OneChannel(waveform, channel) for waveform in waveforms]
+    return run(cast(CSCPreTrainedModel, model.base_model), [enrolling(model, recordings, with_memory)])[0]
 
 
-def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memory: bool = False) -> Job[Enrolment]:
+def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[Any], with_memory: bool = False) -> Job[Enrolment]:
     """`enrol` as a job for `csc_hf.long_audio.run`, with the base model of the same model."""
     if not waveforms:
         raise ValueError("an enrolment without recordings: give at least one")
     base = cast(CSCPreTrainedModel, model.base_model)
     speakers = []
+    waveforms = [decode_audio(waveform, model.config.sampling_rate) for waveform in waveforms]
     for waveform in waveforms:
         speakers.append((yield from embedding(base, waveform, with_segments=with_memory)))
     mean = np.mean([found.embeddings[found.activity.argmax()] for found in speakers], axis=0)
@@ -60,7 +69,7 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
     return Enrolment(
         embedding=mean / np.linalg.norm(mean),
         memory=torch.cat(segments) if with_memory else None,
-        silent=any(is_silent(waveform) for waveform in waveforms),
+        silent=any(is_silent(waveform, model.config.sampling_rate) for waveform in waveforms),
     )
 
 
@@ -77,9 +86,9 @@ def check_name(name: str) -> None:
         )
 
 
-def is_silent(waveform: np.ndarray) -> bool:
-    """Whether a waveform (samples,) is below −80 dB of full scale, on average."""
-    return power(waveform) < SILENCE_POWER
+def is_silent(waveform: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> bool:
+    """Whether what is above 20 Hz in a waveform (samples,) is below −80 dB of full scale, on average."""
+    return power(high_pass(waveform, sampling_rate)[0]) < SILENCE_POWER
 
 
 def comparing_class(

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
-from .audio import read_blocks
+from .audio import OneChannel, read_blocks
 from .long_audio import Job, file_writer, run
 from .modeling_csc import CSCPreTrainedModel
 from .streaming import LiveExtractor
@@ -38,11 +38,12 @@ class ExtractedVoice:
 
 def extract(
     model: CSCPreTrainedModel,
-    recording: np.ndarray | torch.Tensor | str | os.PathLike,
+    recording: Any,
     enrolment: np.ndarray,
     *,
     threshold: float | None = None,
     output_file: str | os.PathLike | None = None,
+    channel: int | None = None,
 ) -> ExtractedVoice:
     """
     Extract the voice of an enrolled speaker.
@@ -52,23 +53,26 @@ def extract(
 
     Args:
         model: A CSC model that separates, in evaluation mode.
-        recording: Floats (samples,) at the sampling rate of the model; or an audio file, which is read by blocks.
+        recording: Floats (samples,) at the sampling rate of the model, or anything else that
+            `csc_hf.audio.decode_audio` takes. Files are read by blocks.
         enrolment: (embedding,) of unit length, such as `csc_hf.enrolment.enrol(...).embedding`.
         threshold: Lowest cosine at which a slot is taken for the speaker's. By default, `speaker_threshold(model)` of
             `csc_hf.streaming`.
         output_file: File to which the voice is written block by block: as 32-bit floats if its format has them. If the
             input is a file as well, memory is constant.
+        channel: The only channel to hear, counted from 0. By default, all are averaged.
 
     Raises:
         ValueError: The model is in training mode, does not separate, or returns NaN or infinite values; the recording
-            is not of shape (samples,), is empty, holds NaN or infinite samples, or cannot be decoded.
+            is empty, holds NaN or infinite samples, lacks the channel, or cannot be decoded.
     """
-    return run(model, [extraction(model, recording, enrolment, threshold=threshold, output_file=output_file)])[0]
+    audio = OneChannel(recording, channel)
+    return run(model, [extraction(model, audio, enrolment, threshold=threshold, output_file=output_file)])[0]
 
 
 def extraction(
     model: CSCPreTrainedModel,
-    recording: np.ndarray | torch.Tensor | str | os.PathLike,
+    recording: Any,
     enrolment: np.ndarray,
     *,
     threshold: float | None = None,

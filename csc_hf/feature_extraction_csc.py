@@ -1,5 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Turns recordings into the input of a CSC model: checked, float32, padded on the right, with an attention mask."""
+"""Turns recordings into the input of a CSC model: checked, without an offset, float32, padded on the right, with an
+attention mask."""
+
+import functools
 
 import numpy as np
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
@@ -14,8 +17,9 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
     Turns one recording, or a batch of them, into `input_values` of shape `(batch, samples)`, float32, and an
     `attention_mask` of the same shape.
 
-    The level is kept: the model normalises it, so scaling a recording does not change its output. Audio is never
-    resampled or mixed down here, since both would hide a mistake; the errors say how to do it.
+    A constant offset and what is below 20 Hz is taken off (`high_pass`). The level is kept: the model normalises it,
+    so scaling a recording does not change its output. Audio is never resampled or mixed down here, since both would
+    hide a mistake; the errors say how to do it.
 
     Args:
         feature_size (`int`, defaults to 1): Values per time step; a waveform has 1.
@@ -178,7 +182,73 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
                 f"{name} has {samples.size - int(finite.sum())} NaN or infinite samples, the first ({samples[first]})"
                 f" at {first}; repair the recording or leave it out."
             )
-        return samples
+        return high_pass(samples, self.sampling_rate)[0]
+
+
+HIGH_PASS_HZ = 20.0
+"""Frequency in Hz below which nothing is heard: offsets of converters and slow drifts. Voices begin above 60 Hz."""
+
+FILTERED_AT_A_TIME = 64
+"""Samples that `high_pass` computes by one product of matrices."""
+
+
+def high_pass(
+    samples: np.ndarray, sampling_rate: int, state: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Take a constant offset and what is below `HIGH_PASS_HZ` off a waveform, by a Butterworth filter of second order.
+
+    The filter is causal and begins as if the first sample had always been there. So a constant of any level becomes
+    exact zeros, and blocks, with the state passed on, become what the whole becomes.
+
+    Args:
+        samples: Finite floats (samples,).
+        sampling_rate: Of the samples, in Hz.
+        state: That of the block before; None or empty at the beginning.
+
+    Returns:
+        float32 (samples,), and the state for the next block, float64 (3,): the first sample of all and the two real
+        numbers of the filter; empty before the first sample.
+    """
+    if state is None:
+        state = np.zeros(0)
+    if len(samples) == 0:
+        return np.zeros(0, np.float32), state
+    pole, residue, powers, within = _high_pass_matrices(sampling_rate)
+    size = FILTERED_AT_A_TIME
+    first, held = (float(samples[0]), 0j) if len(state) == 0 else (float(state[0]), complex(state[1], state[2]))
+    filtered = np.empty(len(samples), np.float32)
+    largest = float(np.finfo(np.float32).max)
+    for begin in range(0, len(samples), size * 2**14):  # bounds the memory
+        part = samples[begin : begin + size * 2**14].astype(np.float64) - first
+        rows = np.zeros((-(-len(part) // size), size))
+        rows.reshape(-1)[: len(part)] = part
+        # The state before each row, of which only this recursion is not a product of matrices.
+        step, states = pole**size, [held]
+        for gained in (rows @ powers[::-1]).tolist():
+            states.append(step * states[-1] + gained)
+        values = rows @ within + 2 * (residue * np.array(states[:-1])[:, None] * powers).real
+        filtered[begin : begin + len(part)] = values.reshape(-1)[: len(part)].clip(-largest, largest)
+        rest = len(part) % size
+        held = states[-1]
+        if rest:
+            held = complex(pole**rest * states[-2] + rows[-1, :rest] @ powers[:rest][::-1])
+    return filtered, np.array([first, held.real, held.imag])
+
+
+@functools.lru_cache
+def _high_pass_matrices(sampling_rate: int) -> tuple[complex, complex, np.ndarray, np.ndarray]:
+    """The filter as h(0) = gain, h(n) = 2 Re(residue · pole^(n - 1)): pole, residue, the powers of the pole from 0 to
+    `FILTERED_AT_A_TIME` - 1, and the matrix that filters a row of so many samples."""
+    tangent = np.tan(np.pi * HIGH_PASS_HZ / sampling_rate)  # by the bilinear transform
+    gain = 1 / (1 + np.sqrt(2) * tangent + tangent**2)
+    a1, a2 = 2 * (tangent**2 - 1) * gain, (1 - np.sqrt(2) * tangent + tangent**2) * gain
+    pole = complex(-a1 / 2, np.sqrt(a2 - a1**2 / 4))
+    residue = ((-2 - a1) * gain * pole + (1 - a2) * gain) / (2j * pole.imag)
+    powers = pole ** np.arange(FILTERED_AT_A_TIME)
+    response = np.concatenate([[gain], 2 * (residue * powers[:-1]).real])
+    lags = np.arange(FILTERED_AT_A_TIME) - np.arange(FILTERED_AT_A_TIME)[:, None]
+    return pole, residue, powers, np.where(lags >= 0, response[lags], 0.0)
 
 
 def _is_batch(raw_speech) -> bool:
@@ -218,4 +288,4 @@ def _to_numpy(name: str, samples) -> np.ndarray:
 
 CSCFeatureExtractor._auto_class = "AutoFeatureExtractor"  # saving an extractor also saves this file
 
-__all__ = ["CSCFeatureExtractor"]
+__all__ = ["CSCFeatureExtractor", "high_pass"]

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .audio import read_blocks
+from .audio import OneChannel, is_file, read_blocks
 from .configuration_csc import CSCConfig
+from .feature_extraction_csc import high_pass
 from .modeling_csc import CSCPreTrainedModel
 
 CHUNK_SECONDS = 10.0
@@ -66,10 +67,11 @@ class SeparatedAudio:
 
 def separate(
     model: CSCPreTrainedModel,
-    waveform: np.ndarray | torch.Tensor | str | os.PathLike,
+    waveform: Any,
     chunk_seconds: float = CHUNK_SECONDS,
     overlap_seconds: float = OVERLAP_SECONDS,
     output_files: Sequence[str | os.PathLike] | None = None,
+    channel: int | None = None,
 ) -> SeparatedAudio:
     """
     Separate a recording chunk by chunk.
@@ -82,24 +84,27 @@ def separate(
 
     Args:
         model: A CSC model that separates (`CSCForSpeechSeparation`, `CSCForPreTraining`), in evaluation mode.
-        waveform: Floats (samples,) at the sampling rate of the model; or an audio file, which is decoded and resampled
-            by blocks (see `csc_hf.audio.read_blocks`).
+        waveform: Floats (samples,) at the sampling rate of the model, or anything else that
+            `csc_hf.audio.decode_audio` takes. Files are decoded and resampled by blocks. What is below 20 Hz, an
+            offset above all, is taken off; the sources add up to the rest.
         chunk_seconds: Length of a chunk. Memory grows with its square.
         overlap_seconds: Least overlap of neighbouring chunks. Chunks are of equal length, so they may share more.
         output_files: One file for each slot, to which its source is written block by block: as 32-bit floats if its
             format has them, such as `.wav`. If the input is a file as well, memory is constant.
+        channel: The only channel to hear, counted from 0. By default, all are averaged.
 
     Raises:
-        ValueError: The model is in training mode or does not separate; the waveform is not of shape (samples,), is
-            empty, holds NaN or infinite samples, or cannot be decoded; the overlap does not fit the chunk; the number
-            of files is not that of slots; the model returns NaN or infinite values.
+        ValueError: The model is in training mode or does not separate; the recording is empty, holds NaN or infinite
+            samples, lacks the channel, or cannot be decoded; the overlap does not fit the chunk; the number of files
+            is not that of slots; the model returns NaN or infinite values.
     """
-    return run(model, [separation(model, waveform, chunk_seconds, overlap_seconds, output_files)])[0]
+    audio = OneChannel(waveform, channel)
+    return run(model, [separation(model, audio, chunk_seconds, overlap_seconds, output_files)])[0]
 
 
 def separation(
     model: CSCPreTrainedModel,
-    waveform: np.ndarray | torch.Tensor | str | os.PathLike,
+    waveform: Any,
     chunk_seconds: float = CHUNK_SECONDS,
     overlap_seconds: float = OVERLAP_SECONDS,
     output_files: Sequence[str | os.PathLike] | None = None,
@@ -134,10 +139,11 @@ def separation(
 
 def embed(
     model: CSCPreTrainedModel,
-    waveform: np.ndarray | torch.Tensor | str | os.PathLike,
+    waveform: Any,
     chunk_seconds: float = CHUNK_SECONDS,
     overlap_seconds: float = OVERLAP_SECONDS,
     with_segments: bool = False,
+    channel: int | None = None,
 ) -> SeparatedAudio:
     """
     Embeddings and activity of the speakers of a recording, without their waveforms.
@@ -145,16 +151,17 @@ def embed(
     The model need not separate (`CSCModel`). Speakers are followed by their embeddings alone.
 
     Args:
-        model, waveform, chunk_seconds, overlap_seconds: As in `separate`, with the same errors.
+        model, waveform, chunk_seconds, overlap_seconds, channel: As in `separate`, with the same errors.
         with_segments: Whether to return the `segments` of the recording as well. They take memory that grows with its
             length.
     """
-    return run(model, [embedding(model, waveform, chunk_seconds, overlap_seconds, with_segments)])[0]
+    audio = OneChannel(waveform, channel)
+    return run(model, [embedding(model, audio, chunk_seconds, overlap_seconds, with_segments)])[0]
 
 
 def embedding(
     model: CSCPreTrainedModel,
-    waveform: np.ndarray | torch.Tensor | str | os.PathLike,
+    waveform: Any,
     chunk_seconds: float = CHUNK_SECONDS,
     overlap_seconds: float = OVERLAP_SECONDS,
     with_segments: bool = False,
@@ -183,24 +190,39 @@ class Recording:
     read: Callable[[int, int], np.ndarray]
 
 
-def open_recording(waveform, sampling_rate: int, num_samples: int | None = None) -> Recording:
-    """A waveform (samples,), or an audio file (its path or its bytes), that `chunks` can read. `num_samples` is the
-    length of a file that was opened before. See `separate` for errors."""
-    if isinstance(waveform, str | os.PathLike | bytes):
+def open_recording(audio: Any, sampling_rate: int, num_samples: int | None = None) -> Recording:
+    """
+    Audio that `chunks` can read, without an offset and what is below 20 Hz (`high_pass`).
+
+    Args:
+        audio: Anything that `csc_hf.audio.decode_audio` takes. Files are decoded by blocks, in constant memory.
+        sampling_rate: Of the model.
+        num_samples: Length of a file that was opened before.
+
+    Raises:
+        ValueError: As of `separate`.
+    """
+    if is_file(audio):
         if num_samples is None:
             # It is counted, since headers are wrong about it in some files.
-            num_samples = sum(len(block) for block in read_blocks(waveform, sampling_rate))
-        recording = Recording(num_samples, _reader(read_blocks(waveform, sampling_rate)))
+            num_samples = sum(len(block) for block in read_blocks(audio, sampling_rate))
+        blocks = _filtered(read_blocks(audio, sampling_rate, quiet=True), sampling_rate)
+        recording = Recording(num_samples, _reader(blocks))
     else:
-        samples = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-        if samples.ndim != 1 or samples.dtype.kind != "f":
-            raise ValueError(
-                f"waveform of shape {samples.shape} and type {samples.dtype}: give floats of shape (samples,)"
-            )
-        recording = Recording(len(samples), lambda start, length: samples[start : start + length].astype(np.float32))
+        blocks = _filtered(read_blocks(audio, sampling_rate), sampling_rate)
+        samples = np.concatenate([np.zeros(0, np.float32), *blocks])
+        recording = Recording(len(samples), lambda start, length: samples[start : start + length])
     if recording.num_samples == 0:
         raise ValueError("the recording holds no samples: leave it out")
     return recording
+
+
+def _filtered(blocks: Iterator[np.ndarray], sampling_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (samples,) through `high_pass`."""
+    state = None
+    for block in blocks:
+        block, state = high_pass(block, sampling_rate, state)
+        yield block
 
 
 def _reader(blocks: Iterator[np.ndarray]) -> Callable[[int, int], np.ndarray]:
@@ -231,7 +253,7 @@ def chunks(
     samples, for which the last one may be longer by less than that.
 
     Raises:
-        ValueError: A sample is NaN or infinite, the overlap is negative or above half of a chunk, or a file has become
+        ValueError: The overlap is negative or above half of a chunk, or a file has become
             shorter since it was opened.
     """
     size, overlap = round(chunk_seconds * sampling_rate), round(overlap_seconds * sampling_rate)
@@ -251,12 +273,6 @@ def chunks(
             raise ValueError(
                 f"the recording had {recording.num_samples} samples when it was opened, and now ends after "
                 f"{start + len(samples)}: read it when nothing changes it any more"
-            )
-        finite = np.isfinite(samples)
-        if not finite.all():
-            raise ValueError(
-                f"sample {start + int(finite.argmin())} of the recording is {samples[finite.argmin()]}: repair the "
-                "recording or leave it out"
             )
         yield start, samples
 

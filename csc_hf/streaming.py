@@ -15,7 +15,7 @@ that the model needs. Results do not depend on the sizes of the blocks.
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -37,6 +37,7 @@ from .diarization import (
     speaker_label,
 )
 from .evaluation.calibration import Calibration
+from .feature_extraction_csc import high_pass
 from .long_audio import SAME_SPEAKER, Job, check_separates, cross_fade, run, scale_to_mixture
 from .modeling_csc import CSCPreTrainedModel
 
@@ -68,21 +69,18 @@ def pcm_blocks(stream: BinaryIO, sampling_rate: int = SAMPLING_RATE, seconds: fl
         seconds: Length of a block. The last one may be shorter.
 
     Yields:
-        float32 (samples,) in [-1, 1).
-
-    Raises:
-        ValueError: The stream ends within a sample.
+        float32 (samples,) in [-1, 1). If the stream ends within a sample, that is left out, with a warning.
     """
     size = 2 * max(1, round(seconds * sampling_rate))
     while True:
         content = b""
         while len(content) < size and (read := stream.read(size - len(content))):
             content += read
-        if len(content) % 2:
-            raise ValueError("the stream ends within a sample: it must be signed 16-bit little-endian mono PCM")
-        if content:
-            yield np.frombuffer(content, "<i2").astype(np.float32) / 32768
+        if whole := len(content) // 2:
+            yield np.frombuffer(content, "<i2", whole).astype(np.float32) / 32768
         if len(content) < size:
+            if len(content) % 2:
+                logger.warning("the stream ends within a sample: is it signed 16-bit little-endian mono PCM?")
             return
 
 
@@ -101,7 +99,7 @@ class _Live(Generic[Answer]):
         latency_seconds: The most time between a sample's coming in and its answer.
     """
 
-    _state: tuple[str, ...] = ("_held", "_received", "_answered", "_finished")
+    _state: tuple[str, ...] = ("_held", "_received", "_answered", "_finished", "_filter")
     """Attributes that change."""
 
     def __init__(self, model: CSCPreTrainedModel, window_seconds: float, latency_seconds: float):
@@ -119,18 +117,20 @@ class _Live(Generic[Answer]):
         self._received = 0  # samples
         self._answered = 0  # samples whose answer is final
         self._finished = False
+        self._filter = np.zeros(0)  # state of `high_pass`
 
     @property
     def seconds(self) -> float:
         """How much of what came in is answered."""
         return self._answered / self.model.config.sampling_rate
 
-    def push(self, block: np.ndarray) -> Answer:
+    def push(self, block: np.ndarray | torch.Tensor | Sequence[float]) -> Answer:
         """
         Take in the next samples.
 
         Args:
-            block: float (samples,), of any length, at the sampling rate of the model.
+            block: float (samples,), of any length, at the sampling rate of the model: an array, a tensor, or a list of
+                numbers. What is below 20 Hz, an offset above all, is taken off.
 
         Raises:
             ValueError: The block has another shape or type, or holds NaN or infinite samples. It is then left out, and
@@ -142,9 +142,9 @@ class _Live(Generic[Answer]):
         """The answer to what remains. After it, nothing can be pushed."""
         return run(self._network, [self.finishing()])[0]
 
-    def pushing(self, block: np.ndarray) -> Job[Answer]:
+    def pushing(self, block: np.ndarray | torch.Tensor | Sequence[float]) -> Job[Answer]:
         """`push` as a job for `csc_hf.long_audio.run`."""
-        block = self._checked(block)
+        block, self._filter = high_pass(self._checked(block), self.model.config.sampling_rate, self._filter)
         position = 0
         answers = []
         while position < len(block):
@@ -199,10 +199,20 @@ class _Live(Generic[Answer]):
     def _settings(self) -> dict[str, Any]:
         return {"window": self.window, "hop": self.hop}
 
-    def _checked(self, block: np.ndarray) -> np.ndarray:
+    def _checked(self, block: Any) -> np.ndarray:
         """A block as float32 (samples,)."""
         if self._finished:
             raise ValueError("finish was called: make a new object for the next recording")
+        if isinstance(block, torch.Tensor):  # NumPy has no bfloat16
+            block = block.detach().cpu()
+            block = (block.float() if block.is_floating_point() else block).numpy()
+        elif isinstance(block, list | tuple) and not any(isinstance(one, list | tuple) for one in block):
+            block = np.asarray(block, dtype=None if block else np.float32)
+        if not isinstance(block, np.ndarray):
+            raise ValueError(
+                f"a block is a {type(block).__name__}: give floats of shape (samples,); for 16-bit PCM, "
+                "np.frombuffer(block, '<i2') / 32768"
+            )
         if block.ndim != 1 or block.dtype.kind != "f":
             raise ValueError(f"block of shape {block.shape} and type {block.dtype}: give floats of shape (samples,)")
         with np.errstate(over="ignore"):  # what becomes infinite is refused

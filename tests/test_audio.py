@@ -2,13 +2,24 @@
 import io
 import sys
 import types
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from csc_hf.audio import LIMITS, NotFiniteError, decode_audio, read_blocks, resample
+from csc_hf.audio import (
+    LIMITS,
+    NotFiniteError,
+    OneChannel,
+    decode_audio,
+    encoded_format,
+    read_blocks,
+    read_live,
+    resample,
+)
 
 
 def tone(frequency: float, seconds: float = 0.5, rate: int = 16000) -> np.ndarray:
@@ -146,6 +157,7 @@ GSM = encode(NOISE, format="WAV", subtype="GSM610")
         (piped(FLAC), 16001),
         (with_length(WAV, b"\xff\xff\xff\xff"), 16001),
         (with_length(WAV, b"\xff\xff\xff\x7f"), 16001),
+        (with_length(WAV, b"\0\0\0\0"), 16001),
         (WAV[:9000], (9000 - 44) // 2),
         (GSM, 16640),  # whole blocks of 320
         (GSM[:1500], 7360),
@@ -165,7 +177,6 @@ def test_what_is_there_is_decoded_whatever_the_header_says(tmp_path, monkeypatch
     [
         (FLAC[: len(FLAC) // 2], "lost sync.* damaged or cut off after 0.2 s"),
         (piped(FLAC)[: len(FLAC) // 2], "damaged or cut off"),
-        (with_length(WAV, b"\0\0\0\0"), "no samples"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, monkeypatch, content, message):
@@ -204,33 +215,175 @@ def test_only_finite_samples_are_given(tmp_path, rate):
         decode_audio(tmp_path / "bad.wav")
 
 
-def test_undecodable_audio_names_both_decoders():
-    with pytest.raises(ValueError, match="10 bytes of audio: soundfile: .*torchcodec: "):
+def test_undecodable_audio_names_both_decoders(monkeypatch):
+    with pytest.raises(ValueError, match="10 bytes of audio: soundfile: .*PyAV: Invalid data"):
         decode_audio({"bytes": b"not audio!", "path": None})
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match="10 bytes of audio: soundfile: .*pip install av"):
+        decode_audio(b"not audio!")
 
 
-def test_torchcodec_decodes_what_soundfile_cannot(tmp_path, monkeypatch):
-    """With a stand-in for torchcodec, which needs FFmpeg."""
-    (tmp_path / "torchcodec").mkdir()
-    (tmp_path / "torchcodec" / "__init__.py").touch()
-    (tmp_path / "torchcodec" / "decoders.py").write_text(
-        "import types, torch\n"
-        "class AudioDecoder:\n"
-        "    def __init__(self, source):\n"
-        "        if source != b'm4a': raise RuntimeError('torchcodec cannot either')\n"
-        "    def get_all_samples(self):\n"
-        "        return types.SimpleNamespace(data=torch.tensor([[1.0] * 8, [0.0] * 8]), sample_rate=16000)\n"
-    )
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
+def written_by_av(container: str, codec: str, rate: int = 16000, channels: int = 1, seconds: float = 2.0) -> bytes:
+    """Noise in a file that soundfile may not know."""
+    samples = np.random.default_rng(0).normal(0, 0.1, (channels, round(seconds * rate))).astype(np.float32)
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=rate, layout="mono" if channels == 1 else "stereo")
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            output.mux(packet)
+    return file.getvalue()
+
+
+AV_FILES = [
+    ("mp4", "aac", 44100),
+    ("ipod", "alac", 44100),
+    ("ipod", "aac", 8000),
+    ("mov", "aac", 48000),
+    ("3gp", "aac", 16000),
+    ("mp4", "libopus", 48000),
+    ("mp4", "libmp3lame", 44100),
+    ("mp4", "ac3", 44100),
+    ("mp4", "flac", 16000),
+    ("webm", "libopus", 48000),
+    ("matroska", "aac", 8000),
+    ("matroska", "flac", 16000),
+    ("matroska", "pcm_s16le", 16000),
+    ("flv", "aac", 44100),
+    ("flv", "libmp3lame", 44100),
+    ("flv", "adpcm_swf", 22050),
+    ("adts", "aac", 44100),
+    ("caf", "pcm_s16be", 16000),
+    ("avi", "libmp3lame", 44100),
+    ("mpegts", "aac", 44100),
+    ("mpegts", "mp2", 48000),
+    ("ac3", "ac3", 48000),
+    ("nut", "aac", 44100),
+    ("latm", "aac", 44100),
+    ("wv", "wavpack", 16000),
+    ("wav", "g722", 16000),
+    ("wav", "adpcm_g726", 8000),
+    ("wav", "adpcm_ms", 16000),
+    ("wav", "adpcm_ima_wav", 16000),
+    ("wav", "pcm_mulaw", 8000),
+    ("wav", "pcm_alaw", 8000),
+    ("w64", "pcm_s16le", 16000),
+    ("aiff", "pcm_s16be", 16000),
+    ("au", "pcm_s16be", 16000),
+    ("ogg", "libopus", 48000),
+    ("ogg", "flac", 16000),
+    ("mp3", "libmp3lame", 16000),
+    ("amr", "libopencore_amrnb", 8000),
+]
+"""Container, codec, rate: what PyAV's FFmpeg writes."""
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), AV_FILES)
+def test_nothing_is_lost_of_any_container_and_codec(container, codec, rate, caplog):
+    """And nobody is warned of what an encoder puts before and after."""
     try:
-        np.testing.assert_array_equal(decode_audio(b"m4a"), np.full(8, 0.5, dtype=np.float32))
-        with pytest.raises(ValueError, match="soundfile: .*torchcodec cannot either"):
-            decode_audio(b"mp5")
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
-            del sys.modules[name]
+        content = written_by_av(container, codec, rate)
+    except av.FFmpegError:
+        pytest.skip("this FFmpeg cannot write it")
+    for audio in (content, {"path": "a row's own name", "audio": {"bytes": content, "path": None}}):
+        seconds = len(decode_audio(audio)) / 16000
+        assert 2.0 - 1e-3 <= seconds <= 2.0 + 0.05 + 2 * 2048 / rate
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("matroska", "pcm_s16le"), ("flv", "libmp3lame"), ("ogg", "libopus")]
+)
+def test_of_a_file_that_is_cut_off_the_rest_is_told(container, codec, caplog):
+    content = written_by_av(container, codec, 48000 if codec == "libopus" else 44100)
+    try:
+        seconds = len(decode_audio(content[: len(content) // 2])) / 16000
+    except ValueError as error:
+        assert "PyAV: " in str(error) or "soundfile: " in str(error)
+    else:
+        # The length of Ogg is that of its last page, whatever was after it.
+        assert 0 < seconds < 1.5 and (codec == "libopus" or "s that its header says" in caplog.text)
+
+
+def test_channels_of_containers_and_blocks(monkeypatch):
+    content = written_by_av("mp4", "alac", channels=2)
+    left, right, mean = decode_audio(content, channel=0), decode_audio(content, channel=1), decode_audio(content)
+    np.testing.assert_allclose((left + right) / 2, mean, atol=1e-6)
+    assert np.abs(left - right).max() > 0.1
+    monkeypatch.setattr("csc_hf.audio.BLOCK_SAMPLES", 4096)
+    blocks = list(read_blocks(OneChannel(content, 1)))
+    assert len(blocks) > 5 and np.array_equal(np.concatenate(blocks), right)
+    for audio, numbers in ((content, "0 to 1"), (tone(300), "0 is the only one")):
+        with pytest.raises(ValueError, match=f"has no channel 2: .*{numbers}"):
+            decode_audio(audio, channel=2)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    (tmp_path / "secret.wav").write_bytes(encode(tone(300), format="WAV"))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n"
+    for content in (playlist, f"ffconcat version 1.0\nfile {tmp_path}/secret.wav\n"):
+        (tmp_path / "list").write_text(content)
+        for audio in (content.encode(), tmp_path / "list"):
+            with pytest.raises(ValueError, match="PyAV"):
+                decode_audio(audio)
+
+
+@pytest.mark.parametrize("delay", [0, 8])
+def test_channels_that_cancel_are_told(delay, caplog):
+    """Inverse ones as of a balanced line, and a delay that takes most of a voice away."""
+    left = tone(1000)
+    right = -left if delay == 0 else np.roll(left, delay)
+    stereo = encode(np.stack([left, right], axis=1), format="WAV", subtype="FLOAT")
+    np.testing.assert_allclose(decode_audio(stereo), left, atol=1e-6)
+    assert "channel 0, the loudest, is heard instead" in caplog.text
+    caplog.clear()
+    list(read_blocks(stereo, quiet=True))
+    for fine in (
+        np.stack([left, 0 * left]),
+        np.stack([left, tone(700)]),
+        np.random.default_rng(0).normal(0, 1, (2, 999)),
+    ):
+        np.testing.assert_allclose(decode_audio(fine), fine.mean(axis=0), atol=1e-6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_constant_is_a_constant_at_any_rate(rate):
+    np.testing.assert_array_equal(
+        decode_audio({"array": np.full(rate, 0.25), "sampling_rate": rate}), np.float32(0.25)
+    )
+
+
+def decoder(seconds: float, promised: float):
+    """A torchcodec decoder whose header promises more."""
+    samples = types.SimpleNamespace(data=torch.zeros(1, round(16000 * seconds)), sample_rate=16000)
+    metadata = types.SimpleNamespace(sample_rate=16000, num_channels=1, duration_seconds_from_header=promised)
+    return types.SimpleNamespace(metadata=metadata, get_all_samples=lambda: samples)
+
+
+def test_what_torchcodec_loses_is_told(caplog):
+    with pytest.raises(ValueError, match=r"gives 0.50 of the 4.00 s .*Audio\(decode=False\)"):
+        decode_audio(decoder(0.5, 4.0))  # as it does with ADPCM
+    decode_audio(decoder(3.9, 4.0))
+    assert not caplog.records
+    decode_audio(decoder(3.74, 4.0))  # as of ALAC in CAF
+    assert "ends after 3.74 of the 4.00 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("WAV", "WAV"), ("FLAC", "FLAC"), ("OGG", "OGG"), ("MP3", "MP3 or AAC"), ("AIFF", "AIFF"), ("AU", "AU"),
+     ("RF64", "WAV"), ("W64", "WAV"), ("PCM", None)],
+)  # fmt: skip
+def test_formats_are_known_by_their_first_bytes(form, name):
+    pcm = np.random.default_rng(0).integers(-(2**15), 2**15, 16000).astype("<i2")
+    pcm[0] = -1025  # as a frame of MP3 begins
+    content = pcm.tobytes() if form == "PCM" else encode(np.clip(NOISE, -1, 1), format=form)
+    assert encoded_format(content[:2048]) in (name, "MP3" if form == "MP3" else name)
+    if name is not None:
+        blocks = list(read_live(io.BytesIO(content[2048:]), content[:2048]))
+        assert len(blocks) > 2 and abs(sum(map(len, blocks)) - 16001) < 1200
 
 
 @pytest.mark.parametrize(

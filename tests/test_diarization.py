@@ -29,6 +29,7 @@ from csc_hf.diarization import (
     speaker_activity,
 )
 from csc_hf.evaluation.conversations import read_recordings
+from csc_hf.feature_extraction_csc import high_pass
 from csc_hf.long_audio import run
 
 SETTINGS = DiarizationSettings(chunk_seconds=5.0, overlap_seconds=2.5)
@@ -162,7 +163,7 @@ def test_six_at_once():
 def test_nan_in_the_middle_is_named(tmp_path):
     recording = talk(*MEETING, seconds=24)
     recording[200_000] = np.nan
-    with pytest.raises(ValueError, match="sample 200000 of the recording is nan"):
+    with pytest.raises(ValueError, match="an array holds NaN or infinite samples, the first at 12.5000 s"):
         found(recording)
     soundfile.write(tmp_path / "a.wav", recording, RATE, "FLOAT")
     with pytest.raises(ValueError, match="NaN"):
@@ -205,7 +206,7 @@ def test_a_model_without_frame_activity_says_what_to_use():
 
 def test_other_wrong_input(tmp_path):
     with pytest.raises(ValueError, match="shape"):
-        found(np.zeros((2, RATE), np.float32))
+        found(np.zeros((17, RATE), np.float32))
     with pytest.raises(ValueError, match="no samples"):
         found(np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="training mode"):
@@ -213,7 +214,7 @@ def test_other_wrong_input(tmp_path):
     with pytest.raises(ValueError, match="does not separate"):
         model = CSCModel(CSCConfig.tiny(frame_activity=True)).eval()
         model.frame_activity.bias.data.fill_(5.0)  # somebody speaks
-        diarize(model, 0.1 * np.ones(RATE, np.float32), settings=SETTINGS, voices=tmp_path)
+        diarize(model, talk((0, 0, 1), seconds=1), settings=SETTINGS, voices=tmp_path)
 
 
 # --- files, memory and length ----------------------------------------------------------------------------------------
@@ -302,9 +303,10 @@ def test_voices(tmp_path):
     inside = np.zeros(len(recording), bool)
     for turn in result.turns:
         inside |= (time > turn.start + 0.02) & (time < turn.end - 0.02)
-    np.testing.assert_allclose(sum(voices.values())[inside], recording[inside], atol=1e-3)
+    heard, _ = high_pass(recording, RATE)
+    np.testing.assert_allclose(sum(voices.values())[inside], heard[inside], atol=1e-3)
     alone = (time > 9) & (time < 10.5)
-    np.testing.assert_allclose(voices["speaker_3"][alone], recording[alone], atol=1e-4)
+    np.testing.assert_allclose(voices["speaker_3"][alone], heard[alone], atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [64, 512])
@@ -353,7 +355,7 @@ def test_a_real_model_separates_the_slots_that_it_has_heard(tmp_path):
     silent = diarize(model, recording, settings=always)
     assert [turn.start for turn in result.turns] == [turn.start for turn in silent.turns]
     total = sum(soundfile.read(path, dtype="float32")[0] for path in tmp_path.iterdir())
-    np.testing.assert_allclose(total, recording, atol=1e-4)
+    np.testing.assert_allclose(total, high_pass(recording, RATE)[0], atol=1e-4)
 
 
 def test_the_listener_shares_the_weights_and_leaves_the_model_alone():

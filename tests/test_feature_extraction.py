@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from csc_hf import CSCConfig, CSCFeatureExtractor
+from csc_hf.feature_extraction_csc import HIGH_PASS_HZ, high_pass
 
 MIN_SAMPLES = 400
 
@@ -35,6 +36,11 @@ class Decoder:
 
 
 # --- what it accepts -------------------------------------------------------------------------------------------------
+
+
+def filtered(recording: np.ndarray) -> np.ndarray:
+    return high_pass(recording, 16000)[0]
+
 
 SAME_RECORDING = {
     "float32 array": lambda x: x,
@@ -61,8 +67,8 @@ def test_every_form_of_a_recording_gives_the_same_values(extractor, form):
     two = extractor([convert(first), convert(second)], sampling_rate=16000, return_tensors="np")
 
     assert one["input_values"].dtype == np.float32
-    np.testing.assert_array_equal(one["input_values"], first[None])
-    np.testing.assert_array_equal(two["input_values"], np.stack([first, second]))
+    np.testing.assert_array_equal(one["input_values"], filtered(first)[None])
+    np.testing.assert_array_equal(two["input_values"], np.stack([filtered(first), filtered(second)]))
     assert two["attention_mask"].tolist() == [[1] * 1000] * 2
 
 
@@ -70,13 +76,43 @@ def test_bfloat16_tensor_is_accepted(extractor):
     recording = torch.from_numpy(noise(1000)).bfloat16()
     values = extractor(recording, sampling_rate=16000, return_tensors="pt")["input_values"]
     assert values.dtype == torch.float32
-    torch.testing.assert_close(values, recording.float()[None], rtol=0, atol=0)
+    np.testing.assert_array_equal(values, filtered(recording.float().numpy())[None])
 
 
-def test_level_and_offset_are_left_as_they_are(extractor):
-    recording = 1e-3 * noise(1000) + 5
-    values = extractor(recording, sampling_rate=16000, return_tensors="np")["input_values"]
-    np.testing.assert_array_equal(values[0], recording)
+@pytest.mark.parametrize("offset", [0.0, 0.01, -5.0, 1e30])
+def test_the_offset_is_taken_off_and_the_level_is_kept(extractor, offset):
+    nothing = extractor(np.full(1000, offset), sampling_rate=16000, return_tensors="np")["input_values"]
+    assert not nothing.any(), "a constant of any level is silence from the first sample on"
+    if abs(offset) < 1e3:  # else the voice is below the rounding of float32
+        tone = 1e-3 * np.sin(2 * np.pi * 200 * np.arange(16000) / 16000)
+        values = extractor(tone + offset, sampling_rate=16000, return_tensors="np")["input_values"][0]
+        assert np.abs(values[1000:]).max() == pytest.approx(1e-3, rel=1e-2)
+        assert abs(values[-8000:].mean()) < 1e-7
+
+
+def test_high_pass_is_the_butterworth_filter_of_second_order():
+    """As SciPy designs and applies it, for an independent check."""
+    signal = pytest.importorskip("scipy.signal")
+    for rate in (8000, 16000, 48000):
+        samples = 0.1 * noise(10 * rate) + 0.3
+        sections = signal.butter(2, HIGH_PASS_HZ, "high", fs=rate, output="sos")
+        expected = signal.sosfilt(sections, samples.astype(np.float64) - samples[0])
+        np.testing.assert_allclose(high_pass(samples, rate)[0], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 7, 63, 64, 65, 1000])
+def test_blocks_are_filtered_as_the_whole(size):
+    samples = noise(1000) + 3
+    state, blocks = None, []
+    for start in range(-size, len(samples), size):  # the first one is empty
+        block, state = high_pass(samples[max(start, 0) : start + size], 16000, state)
+        blocks.append(block)
+    np.testing.assert_array_equal(np.concatenate(blocks), high_pass(samples, 16000)[0])
+    assert state.shape == (3,) and state[0] == samples[0]
+
+
+def test_high_pass_of_what_fills_float32_is_finite():
+    assert np.isfinite(high_pass(np.tile(np.float32([3e38, -3e38]), 500), 16000)[0]).all()
 
 
 def test_silence_is_accepted(extractor):
@@ -102,7 +138,7 @@ def test_short_audio_is_padded_to_one_segment_and_masked(extractor, length, padd
     padded = max(length, MIN_SAMPLES)
 
     assert batch["input_values"].shape == batch["attention_mask"].shape == (1, padded)
-    np.testing.assert_array_equal(batch["input_values"][0, :length], recording)
+    np.testing.assert_array_equal(batch["input_values"][0, :length], filtered(recording))
     assert not batch["input_values"][0, length:].any()
     assert batch["attention_mask"][0].tolist() == [1] * length + [0] * (padded - length)
 
@@ -118,7 +154,7 @@ def test_padding_to_the_longest_is_on_the_right_and_masked(extractor):
 
     assert batch["input_values"].shape == (3, 1500)
     for row, mask, recording in zip(batch["input_values"], batch["attention_mask"], recordings, strict=True):
-        np.testing.assert_array_equal(row[: len(recording)], recording)
+        np.testing.assert_array_equal(row[: len(recording)], filtered(recording))
         assert not row[len(recording) :].any()
         assert mask.tolist() == [1] * len(recording) + [0] * (1500 - len(recording))
 
@@ -140,7 +176,7 @@ def test_truncation_keeps_the_beginning(extractor):
         recordings, sampling_rate=16000, padding=True, truncation=True, max_length=1000, return_tensors="np"
     )
     assert batch["input_values"].shape == (3, 1000)
-    np.testing.assert_array_equal(batch["input_values"][1], recordings[1][:1000])
+    np.testing.assert_array_equal(batch["input_values"][1], filtered(recordings[1])[:1000])
     assert batch["attention_mask"].sum(-1).tolist() == [900, 1000, 100]
 
 

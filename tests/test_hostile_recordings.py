@@ -8,10 +8,12 @@ from tone_talkers import RATE, ToneModel, talk, voice
 from transformers import pipeline
 
 import csc_hf.extraction
-from csc_hf.audio import read_blocks
+from csc_hf.audio import decode_audio, read_blocks, resample
 from csc_hf.diarization import DiarizationSettings
 from csc_hf.enrolment import enrol
 from csc_hf.evaluation.metrics import si_sdr
+from csc_hf.feature_extraction_csc import high_pass
+from csc_hf.long_audio import open_recording
 from csc_hf.streaming import LiveDiarizer, LiveExtractor, join_turns
 
 ENROLLED = 1
@@ -168,3 +170,45 @@ def test_a_file_that_grows_is_read_as_it_was(function, tmp_path, monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-3)
     else:
         assert found == expected
+
+
+# --- offsets ---------------------------------------------------------------------------------------------------------
+
+
+@ALL
+@pytest.mark.parametrize("offset", [0.01, -0.7])
+def test_a_muted_microphone_with_an_offset_is_silence(function, offset):
+    """Nobody speaks, and the model is not even asked."""
+    heard = model()
+    floor = 1e-5 * np.random.default_rng(0).standard_normal(10 * RATE).astype(np.float32)
+    result = function(floor + np.float32(offset), heard)
+    assert not np.any(result) and heard.lengths == []
+
+
+@pytest.mark.parametrize("rate", [RATE, 44100])
+def test_an_offset_changes_nothing(rate, tmp_path):
+    """A file read by blocks, the same as an array, and live: the model hears the same samples with it and without."""
+    recording = resample(talk((0, 0, 6), (ENROLLED, 4, 12), seconds=12), RATE, rate)
+    soundfile.write(tmp_path / "a.wav", recording + 0.3, rate, "DOUBLE")
+    expected, _ = high_pass(decode_audio({"array": recording, "sampling_rate": rate}), RATE)
+    opened = open_recording(tmp_path / "a.wav", RATE)
+    by_blocks = np.concatenate([opened.read(start, RATE) for start in range(0, opened.num_samples, RATE)])
+    np.testing.assert_allclose(by_blocks, expected, atol=1e-6)
+    whole = open_recording({"array": recording + 0.3, "sampling_rate": rate}, RATE)
+    np.testing.assert_array_equal(whole.read(0, whole.num_samples), by_blocks)
+    assert not open_recording({"array": np.full(rate, 0.3), "sampling_rate": rate}, RATE).read(0, RATE).any()
+
+    class Hears(LiveExtractor):
+        def _take(self, samples):
+            heard.append(samples)
+            super()._take(samples)
+
+    heard: list[np.ndarray] = []
+    live = Hears(model(), voice(ENROLLED), threshold=0.5)
+    for block in read_blocks(tmp_path / "a.wav"):
+        for part in np.array_split(block, 7):
+            live.push(part)
+            state = live.state_dict()
+            live = Hears(model(), voice(ENROLLED), threshold=0.5)
+            live.load_state_dict(state)
+    np.testing.assert_array_equal(np.concatenate(heard), by_blocks)

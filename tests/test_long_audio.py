@@ -19,6 +19,14 @@ from csc_hf.long_audio import cross_fade, embed, scale_to_mixture, separate
 RATE = 16000
 
 
+@pytest.fixture(autouse=True)
+def no_high_pass(monkeypatch):
+    """The voices here are the signs of samples, which a filter would mix. tests/test_hostile_recordings.py has others,
+    and looks at what is filtered."""
+    for module in ("long_audio",):
+        monkeypatch.setattr(f"csc_hf.{module}.high_pass", lambda samples, rate, state=None: (samples, np.zeros(0)))
+
+
 class SignSeparator(CSCForSpeechSeparation):
     """Separates exactly: speaker 0 is the positive part of the waveform, speaker 1 the negative one. Gives them in a
     random order and at a random level each time, and a slot without signal is idle, with a random embedding.
@@ -254,7 +262,7 @@ def test_silence_stays_finite():
         (np.zeros(0, np.float32), {}, "no samples"),
         (np.zeros((2, 9), np.float32), {}, r"shape \(2, 9\)"),
         (np.zeros(9, np.int16), {}, "int16"),
-        (np.array([0.0] * 40000 + [np.nan]), {}, "sample 40000 of the recording is nan"),
+        (np.array([0.0] * 40000 + [np.nan]), {}, "an array holds NaN or infinite samples, the first at 2.5000 s"),
         (np.zeros(9), {"chunk_seconds": 1.0, "overlap_seconds": 0.6}, "overlap_seconds=0.6"),
         (np.zeros(9), {"overlap_seconds": -0.1}, "overlap_seconds=-0.1"),
         (np.zeros(9), {"output_files": ["a.wav"]}, "1 output_files for the 2 slots"),

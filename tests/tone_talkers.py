@@ -68,7 +68,8 @@ class ToneModel(CSCForSpeechSeparation):
         frames = np.pad(waveform, (0, -len(waveform) % FRAME)).reshape(-1, FRAME)
         spectrum = np.fft.rfft(frames)[:, [_bin(talker) for talker in range(NUM_TALKERS)]]
         amplitude = 2 / FRAME * np.abs(spectrum).T  # (talkers, frames)
-        loudest = self.rng.permutation(np.argsort(-amplitude.sum(axis=1), kind="stable")[:2])
+        loudness = amplitude.sum(axis=1) - 0.01 * np.arange(NUM_TALKERS)  # of those who are alike, the first
+        loudest = self.rng.permutation(np.argsort(-loudness, kind="stable")[:2])
         active = amplitude[loudest] > 0.02
         embeddings = np.stack([voice(talker, self.config.speaker_embedding_size) for talker in loudest])
         embeddings[~active.any(axis=1)] = 0

@@ -11,7 +11,7 @@ import typer
 
 from .errors import fail
 from .models import check_model, load_model
-from .options import Files, Json, Model, Speakers, from_one
+from .options import Channel, Files, Json, Model, Speakers, from_one
 from .output import Table, check_targets, print_json
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, opened, output_names
@@ -45,6 +45,7 @@ def diarize(
         Path | None,
         typer.Option("--store", "-s", metavar="FILE", help="Store of voices: known people get their names."),
     ] = None,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -75,7 +76,7 @@ def diarize(
     printed += ["--json"] if as_json else []
     if len(printed) > 1:
         raise ValueError(f"{' and '.join(printed)} would all write to standard output: choose one")
-    with opened(files) as (found,):
+    with opened(files, channel=channel) as (found,):
         if audacity is not None and len(found) > 1:
             raise ValueError(f"--audacity is for one recording, and there are {len(found)}: diarize them one by one")
         folders: dict[Recording, Path] = {}
@@ -112,7 +113,7 @@ def diarize(
             def work(recording: Recording) -> None:
                 result = find_turns(
                     network,
-                    recording.path,
+                    recording.audio,
                     num_speakers=num_speakers,
                     min_speakers=min_speakers,
                     max_speakers=max_speakers,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .models import check_model
-from .options import Files, Json, Model
+from .options import Channel, Files, Json, Model
 from .output import Table, check_stdout, print_json
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, opened
@@ -22,6 +22,7 @@ def embed(
         str | None,
         typer.Option(metavar="FILE", help="Write embeddings to a .safetensors file; - for standard output."),
     ] = None,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -45,7 +46,7 @@ def embed(
         check_stdout(out)
     if out == STDIN and as_json:
         raise ValueError("--json and --out - would both write to standard output: choose one")
-    with opened(files) as (found,):
+    with opened(files, channel=channel) as (found,):
         name = check_model(model)
         import safetensors.torch
         import torch
@@ -63,7 +64,7 @@ def embed(
             table = None if quiet else stack.enter_context(Table("file", *columns))
 
             def work(recording: Recording) -> None:
-                audio = embed_audio(encoder, recording.path)
+                audio = embed_audio(encoder, recording.audio)
                 if out is not None:
                     done.append(recording.name)
                     values.append(audio)

@@ -20,7 +20,8 @@ BLOCK_SECONDS = 0.1
 
 def live(
     source: Annotated[
-        str | None, typer.Argument(metavar="-", help="- reads raw PCM from standard input, not from the microphone.")
+        str | None,
+        typer.Argument(metavar="-", help="- reads standard input, raw PCM or an audio file, not the microphone."),
     ] = None,
     rate: Annotated[int, typer.Option("--rate", metavar="HZ", min=1000, help="Sampling rate of the raw PCM.")] = 16000,
     latency: Annotated[
@@ -47,7 +48,8 @@ def live(
     ```
 
     Without `-`, the microphone is heard, by the package sounddevice. With it, standard input is signed 16-bit
-    little-endian mono PCM. A line is printed when a turn is over. What was printed stays true: nobody gets another
+    little-endian mono PCM, or an audio file that can be decoded while it comes in (WAV, FLAC, OGG, MP3, …), whose
+    header then has the rate. A line is printed when a turn is over. What was printed stays true: nobody gets another
     name later.
 
     `--json` prints pieces of turns, an object each with `start`, `end`, `speaker` and `score`, as soon as they are
@@ -56,11 +58,12 @@ def live(
     if source not in (None, STDIN):
         raise ValueError(f"{source!r} is not -: live hears the microphone or standard input; files are for diarize")
     if source == STDIN and sys.stdin.isatty():
-        raise ValueError("'-' reads raw PCM from standard input, which is a terminal: pipe audio into it")
+        raise ValueError("'-' reads audio from standard input, which is a terminal: pipe audio into it")
     name = check_model(model)
+    from ..audio import resample_blocks
     from ..configuration_csc import CSCConfig
     from ..diarization import DiarizationSettings, check_frame_activity
-    from ..streaming import LiveDiarizer, latency_bounds, pcm_blocks
+    from ..streaming import LiveDiarizer, latency_bounds
     from .store import load_voices
 
     config = CSCConfig.from_pretrained(name)
@@ -82,12 +85,14 @@ def live(
     diarizer = LiveDiarizer(network, latency, enrolled, max_speakers=max_speakers)
     with contextlib.ExitStack() as stack:
         if source == STDIN:
-            blocks = pcm_blocks(sys.stdin.buffer, rate, BLOCK_SECONDS)
+            rate, blocks = piped(rate, network.config.sampling_rate)
         else:
             rate, blocks = stack.enter_context(microphone())
         tell: Callable[..., None] = print_pieces if as_json else Turns(diarizer)
         with contextlib.suppress(KeyboardInterrupt):
-            for block in resampled(blocks, rate, network.config.sampling_rate):
+            if rate != network.config.sampling_rate:
+                blocks = resample_blocks(blocks, rate, network.config.sampling_rate)
+            for block in blocks:
                 tell(diarizer.push(block))
     tell(diarizer.finish(), is_end=True)
 
@@ -149,15 +154,16 @@ def microphone() -> Iterator[tuple[int, Iterator[Any]]]:
         ) from error
 
 
-def resampled(blocks: Iterator[Any], rate: int, sampling_rate: int) -> Iterator[Any]:
-    """Blocks (samples,) at another sampling rate."""
-    if rate == sampling_rate:
-        yield from blocks
-        return
-    import numpy as np
-    import soxr
+def piped(rate: int, sampling_rate: int) -> tuple[int, Iterator[Any]]:
+    """The rate of what standard input holds, and float32 blocks (samples,) of it. Raw PCM has the given rate; what is
+    encoded is resampled to `sampling_rate`."""
+    from ..audio import Begun, encoded_format, read_live
+    from ..streaming import pcm_blocks
 
-    stream = soxr.ResampleStream(rate, sampling_rate, 1)
-    for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    stream = sys.stdin.buffer
+    start = b""
+    while len(start) < 2048 and (read := stream.read1(2048 - len(start))):
+        start += read
+    if encoded_format(start) is not None:
+        return sampling_rate, read_live(stream, start, sampling_rate, seconds=BLOCK_SECONDS)
+    return rate, pcm_blocks(Begun(stream, start), rate, BLOCK_SECONDS)

@@ -47,6 +47,10 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="Print JSON, an object a line.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILES", help="Files, folders, glob patterns, or -.")]
+Channel = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="Hear one channel only, counted from 0; else the average of all."),
+]
 Store = Annotated[Path, typer.Option("--store", "-s", metavar="FILE", help="Store of voices, a .safetensors file.")]
 Threshold = Annotated[
     float | None,

@@ -8,8 +8,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 EXTENSIONS = frozenset(
     ".aif .aifc .aiff .au .caf .flac .m4a .mp3 .mp4 .oga .ogg .opus .rf64 .w64 .wav .webm .wma".split()
@@ -27,10 +28,19 @@ class Recording:
     Attributes:
         path: where it can be read, as often as needed.
         name: what users call it.
+        channel: the only channel to hear, counted from 0; None: the average of all.
     """
 
     path: Path
     name: str
+    channel: int | None = None
+
+    @property
+    def audio(self) -> Any:
+        """What functions that take recordings are given."""
+        from ..audio import OneChannel
+
+        return OneChannel(str(self.path), self.channel)
 
     @property
     def stem(self) -> str:
@@ -96,15 +106,20 @@ def output_names(recordings: Sequence[Recording]) -> dict[Recording, Path]:
 
 
 @contextlib.contextmanager
-def opened(*arguments: Sequence[str]) -> Iterator[list[list[Recording]]]:
-    """The recordings that each list of arguments names. Within, standard input is a file."""
+def opened(*arguments: Sequence[str], channel: int | None = None) -> Iterator[list[list[Recording]]]:
+    """The recordings that each list of arguments names. Within, standard input is a file.
+
+    Args:
+        channel: the only channel of all of them to hear.
+    """
     with tempfile.TemporaryDirectory(prefix="csc-hf-") as folder:
         if sum(argument == STDIN for group in arguments for argument in group) > 1:
             raise ValueError("'-', standard input, is given twice: only one recording can come from it")
         found = []
         for number, group in enumerate(arguments):
             Path(folder, str(number)).mkdir()
-            found.append(find(group, Path(folder, str(number))))
+            recordings = find(group, Path(folder, str(number)))
+            found.append([replace(recording, channel=channel) for recording in recordings])
         yield found
 
 

@@ -10,7 +10,7 @@ import typer
 
 from .errors import DIFFERENT, SAME
 from .models import check_comparison, check_model, load_pipeline
-from .options import Condition, Json, Model, Threshold
+from .options import Channel, Condition, Json, Model, Threshold
 from .output import Table, check_stdout, check_targets, print_json, yes_no
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, by_name, opened, output_names
@@ -19,6 +19,7 @@ from .recordings import STDIN, Recording, by_name, opened, output_names
 def separate(
     files: Annotated[list[str], typer.Argument(metavar="MIX", help="Files, folders, glob patterns, or -.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write to, made if needed.")],
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -37,7 +38,7 @@ def separate(
     A slot is a place for a voice, not a person: people who talk in turn, without overlap, can share a slot. For one
     file per person, whatever the overlap, take `csc-hf diarize --voices`.
     """
-    with opened(files) as (found,):
+    with opened(files, channel=channel) as (found,):
         names = output_names(found)
         network = load_pipeline("speech-separation", check_model(model)).model
         from ..long_audio import separate as separate_audio
@@ -56,7 +57,7 @@ def separate(
                 written = [str(target) for target in targets[recording]]
                 targets[recording][0].parent.mkdir(parents=True, exist_ok=True)
                 audio, gain = write_voices(
-                    lambda parts: separate_audio(network, recording.path, output_files=parts), written, out.resolve()
+                    lambda parts: separate_audio(network, recording.audio, output_files=parts), written, out.resolve()
                 )
                 if table is None:
                     result = {"files": written, "activity": audio.activity.tolist(), "gain": gain}
@@ -79,6 +80,7 @@ def extract(
     ],
     threshold: Threshold = None,
     condition: Condition = None,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -95,7 +97,7 @@ def extract(
 
     Exit status: 0 extracted, 1 the voice is not in the recording and the file is silent, 2 an error.
     """
-    with opened([mix], target) as (mixes, enrolments):
+    with opened([mix], target, channel=channel) as (mixes, enrolments):
         if len(mixes) > 1:
             raise ValueError(f"MIX, {mix!r}, holds {len(mixes)} recordings: give one")
         if out == STDIN and as_json:
@@ -119,11 +121,11 @@ def extract(
         folder = Path(tempfile.gettempdir()) if out == STDIN else Path(out).resolve().parent
         with Progress("extracting", pipe.model, [*mixes, *enrolments], LATENCY_SECONDS / 2):
             with by_name(enrolments):
-                pipe.enrol([str(recording.path) for recording in enrolments])
+                pipe.enrol([recording.audio for recording in enrolments])
             with by_name(mixes):
                 voice, gain = write_voices(
                     lambda parts: extract_voice(
-                        pipe.model, mixes[0].path, pipe.enrolled.embedding, threshold=lowest, output_file=parts[0]
+                        pipe.model, mixes[0].audio, pipe.enrolled.embedding, threshold=lowest, output_file=parts[0]
                     ),
                     [out],
                     folder,

@@ -8,7 +8,7 @@ import typer
 
 from .errors import DIFFERENT, SAME, UNDECIDED
 from .models import check_comparison, check_model, load_pipeline
-from .options import FLAG, KIND_HELP, Condition, Files, Json, Kind, Model, Store, Threshold
+from .options import FLAG, KIND_HELP, Channel, Condition, Files, Json, Kind, Model, Store, Threshold
 from .output import Table, counted, print_json, yes_no
 from .progress import Progress, for_each
 from .recordings import Recording, by_name, opened
@@ -20,6 +20,7 @@ def verify(
     kind: Annotated[Kind | None, typer.Option("--enrolment", help=KIND_HELP)] = None,
     threshold: Threshold = None,
     condition: Condition = None,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -39,7 +40,7 @@ def verify(
     Exit status: 0 same voice, 1 different voices, 2 an error, 3 nothing decided: a recording is silent, or there
     is neither calibration nor threshold.
     """
-    with opened([enrolment], [test]) as (enrolled, tests):
+    with opened([enrolment], [test], channel=channel) as (enrolled, tests):
         if len(tests) > 1:
             raise ValueError(f"B, {test!r}, holds {len(tests)} recordings: give one")
         name = check_model(model)
@@ -52,7 +53,7 @@ def verify(
             condition=condition,
         )
         with by_name(enrolled, tests), Progress("verifying", pipe.model, [*enrolled, *tests]):
-            result = pipe([str(recording.path) for recording in enrolled], str(tests[0].path))
+            result = pipe([recording.audio for recording in enrolled], tests[0].audio)
     decision = result["decision"]
     if as_json:
         print_json(result)
@@ -81,6 +82,7 @@ def enrol(
         Kind | None, typer.Option("--enrolment", help=f"{KIND_HELP} A store has one kind: mean, if it is new.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", metavar=FLAG, help="Replace a voice of that name.")] = False,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> None:
@@ -100,7 +102,7 @@ def enrol(
         raise ValueError(f"the store {str(store)!r} is a folder: give a file in it")
     if not store.resolve().parent.is_dir():
         raise ValueError(f"no folder {str(store.parent)!r} for the store: make it first")
-    with opened(files) as (found,):
+    with opened(files, channel=channel) as (found,):
         model_name = check_model(model)
         from ..enrolment import check_name
         from .store import VoiceStore, fingerprint
@@ -123,9 +125,9 @@ def enrol(
                 model_name, fingerprint(pipe.model, enrolment), enrolment, pipe.model.config.sampling_rate
             )
         voices.check_model(store, pipe.model, model_name)
-        paths = [str(recording.path) for recording in found]
+        recordings = [recording.audio for recording in found]
         with by_name(found), Progress("enrolling", pipe.model, found):
-            pipe.enrol(name, paths)
+            pipe.enrol(name, recordings)
         voices.add(name, pipe.enrolled[name], len(found))
         voices.save(store)
     if as_json:
@@ -139,6 +141,7 @@ def identify(
     store: Store,
     threshold: Threshold = None,
     condition: Condition = None,
+    channel: Channel = None,
     as_json: Json = False,
     model: Model = None,
 ) -> int:
@@ -154,7 +157,7 @@ def identify(
     `--json` prints an object for each recording with the list `voices`, whose entries have `speaker`, `score`,
     `llr` and `decision` as in `verify`.
     """
-    with opened(files) as (found,):
+    with opened(files, channel=channel) as (found,):
         if not store.is_file():
             raise ValueError(f"no store {str(store)!r}: make one with csc-hf enrol")
         name = check_model(model)
@@ -170,7 +173,7 @@ def identify(
         with contextlib.nullcontext() if as_json else Table("file", "voice", "score", "llr", "speaks") as table:
 
             def work(recording: Recording) -> None:
-                result = pipe(str(recording.path))
+                result = pipe(recording.audio)
                 if table is None:
                     print_json({"file": recording.name, "voices": result})
                     return

@@ -21,7 +21,8 @@ from datasets import Audio, ClassLabel, IterableDataset, get_dataset_split_names
 from datasets.data_files import get_data_patterns
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 
-from ..audio import decode_audio
+from ..audio import SAMPLING_RATE, decode_audio
+from ..feature_extraction_csc import high_pass
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ class Row:
     source: str | None = None
 
     def decode(self) -> Utterance:
-        """Decode the audio. Raises ValueError if that fails."""
-        return Utterance(self.id, decode_audio(_fetch(self.audio)), self.speaker, self.source)
+        """Decode the audio, and take off what is below 20 Hz. Raises ValueError if that fails."""
+        waveform, _ = high_pass(decode_audio(_fetch(self.audio)), SAMPLING_RATE)
+        return Utterance(self.id, waveform, self.speaker, self.source)
 
 
 HasId = TypeVar("HasId", Row, Utterance)

@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 
 from ..audio import SAMPLING_RATE, SILENCE_POWER, decode_audio, power
+from ..feature_extraction_csc import high_pass
 from .trial_set import Trials, TrialSet
 
 
@@ -27,7 +28,7 @@ class AudioFile:
 
     @property
     def waveform(self) -> np.ndarray:
-        waveform = decode_audio(self.path)
+        waveform, _ = high_pass(decode_audio(self.path), SAMPLING_RATE)
         if not power(waveform) >= SILENCE_POWER:  # NaN is not, either
             raise ValueError(f"{str(self.path)!r} is silent or holds NaN: take its trials off the list")
         return waveform

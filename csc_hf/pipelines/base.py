@@ -3,7 +3,7 @@
 """What the pipelines share: recordings, enrolled speakers, and loading by name."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from transformers.pipelines import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from ..audio import decode_audio
+from ..audio import OneChannel, decode_audio
 from ..enrolment import Enrolment, check_name, enrol, is_silent
 from ..long_audio import Job, run
 from ..modeling_csc import CSCPreTrainedModel
@@ -50,7 +50,15 @@ class _CSCPipeline(Pipeline):
     def __call__(self, inputs, **options):
         if isinstance(inputs, list) and not inputs:
             return []
+        if _is_waveform(inputs):
+            inputs = np.asarray(inputs)
+        elif hasattr(inputs, "column_names"):  # of `datasets`, whose classes are none of torch's
+            inputs = _Rows(inputs) if isinstance(inputs, Sized) else (row for row in inputs)
         return super().__call__(inputs, **options)
+
+    def _preprocess_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What all pipelines pass to `preprocess`, taken out of the parameters of a call."""
+        return {name: parameters.pop(name) for name in ("channel",) if name in parameters}
 
     def get_iterator(
         self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
@@ -91,36 +99,53 @@ class _CSCPipeline(Pipeline):
         """What is done with a trial, which `preprocess` has made."""
         raise NotImplementedError
 
-    def _decode(self, recording, role: str) -> np.ndarray:
+    def _decode(self, recording, role: str, channel: int | None = None) -> np.ndarray:
         """A recording as float32 (samples,); `role` names it in errors."""
-        if isinstance(recording, Mapping) and not recording.keys() & {"array", "raw", "bytes", "path"}:
-            recording = recording.get("audio", recording)  # a row of a dataset
         try:
-            return decode_audio(recording, self.model.config.sampling_rate)
+            return decode_audio(OneChannel(recording, channel), self.model.config.sampling_rate)
         except ValueError as error:
             raise ValueError(f"{role}: {error}") from error
 
-    def _enrol(self, name: str, recordings, with_memory: bool = False) -> Enrolment:
+    def _enrol(self, name: str, recordings, with_memory: bool = False, channel: int | None = None) -> Enrolment:
         """A speaker by their recordings. Raises a ValueError for a name that they cannot have, or a silent one."""
         check_name(name)
-        waveforms = self._decode_enrolment(recordings)
+        waveforms = self._decode_enrolment(recordings, channel)
         for number, waveform in enumerate(waveforms):
-            if is_silent(waveform):
+            if is_silent(waveform, self.model.config.sampling_rate):
                 recording = recordings[number] if isinstance(recordings, list) else recordings
+                recording = recording.audio if isinstance(recording, OneChannel) else recording
                 which = repr(str(recording)) if isinstance(recording, str | os.PathLike) else f"number {number + 1}"
                 raise ValueError(f"a recording of {name!r} is silent, {which}: leave it out")
         return enrol(self.model, waveforms, with_memory)
 
-    def _decode_enrolment(self, recordings) -> list[np.ndarray]:
+    def _decode_enrolment(self, recordings, channel: int | None = None) -> list[np.ndarray]:
         """One recording, or several in a list."""
-        if not isinstance(recordings, list):
-            return [self._decode(recordings, "enrolment")]
+        if not isinstance(recordings, list) or _is_waveform(recordings):
+            return [self._decode(recordings, "enrolment", channel)]
         if not recordings:
             raise ValueError("an enrolment without recordings: give at least one")
         return [
-            self._decode(recording, f"recording {number} of the enrolment")
+            self._decode(recording, f"recording {number} of the enrolment", channel)
             for number, recording in enumerate(recordings, start=1)
         ]
+
+
+def _is_waveform(inputs: Any) -> bool:
+    """Whether a list holds the samples of one recording; any other list holds recordings."""
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], int | float | np.number)
+
+
+class _Rows(Dataset):
+    """The rows of a `datasets.Dataset`."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
 
 
 class _Results(IterableDataset):

@@ -3,14 +3,17 @@
 """`pipeline("speaker-diarization")`."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
 
+from ..audio import OneChannel
 from ..diarization import Diarization, check_enrolled, check_frame_activity, diarization, listener, speaker_bounds
 from ..long_audio import Job, run
-from .base import _CSCPipeline
+from .base import _CSCPipeline, _is_waveform
 
 
 class SpeakerDiarizationPipeline(_CSCPipeline):
@@ -46,24 +49,26 @@ class SpeakerDiarizationPipeline(_CSCPipeline):
         self.enrolled: dict[str, np.ndarray] = {}
 
     def _sanitize_parameters(self, **parameters):
+        preprocess = self._preprocess_parameters(parameters)
         known = ("num_speakers", "min_speakers", "max_speakers", "voices")
         if unknown := parameters.keys() - set(known):
             raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has {', '.join(known)}")
         speaker_bounds(*(parameters.get(name) for name in known[:3]))
-        return {}, parameters, {}
+        return preprocess, parameters, {}
 
-    def enrol(self, name: str, recordings) -> None:
+    def enrol(self, name: str, recordings, channel: int | None = None) -> None:
         """
         Name a person whenever they speak, from now on.
 
         Args:
             name: A name that is enrolled already is replaced.
             recordings: One recording of that person, or a list of several. A few seconds of speech will do.
+            channel: The only channel to hear, counted from 0. By default, all are averaged.
 
         Raises:
             ValueError: A recording cannot be decoded, is empty, silent, or holds NaN; the name is not one of a file.
         """
-        embedding = self._enrol(name, recordings).embedding
+        embedding = self._enrol(name, recordings, channel=channel).embedding
         self.enrolled |= check_enrolled({name: embedding}, self.model.config.speaker_embedding_size)
 
     def __call__(self, inputs, **options):
@@ -72,6 +77,7 @@ class SpeakerDiarizationPipeline(_CSCPipeline):
             inputs: A recording, or a list, generator or dataset of recordings. A file given by its path is decoded
                 by blocks, in constant memory.
             num_speakers, min_speakers, max_speakers, voices: As of the pipeline.
+            channel (`int`, *optional*): The only channel to hear, counted from 0. By default, all are averaged.
 
         Returns:
             `dict`: `turns`, in order of their beginning, each with its `start` and `end` in seconds, its `speaker` and
@@ -86,16 +92,18 @@ class SpeakerDiarizationPipeline(_CSCPipeline):
             ValueError: A recording cannot be decoded, is empty, or holds NaN; numbers of speakers contradict each
                 other; there are voices of several recordings to be written.
         """
-        single = isinstance(inputs, str | os.PathLike | bytes | dict | np.ndarray) or hasattr(inputs, "detach")
-        if (options.get("voices") or self._forward_params.get("voices")) is not None and not single:
+        several = (isinstance(inputs, list) and not _is_waveform(inputs)) or isinstance(inputs, Dataset | Iterator)
+        several = several or hasattr(inputs, "column_names")
+        if (options.get("voices") or self._forward_params.get("voices")) is not None and several:
             raise ValueError("voices=... is a folder for one recording: call the pipeline once for each")
         return super().__call__(inputs, **options)
 
-    def preprocess(self, inputs) -> dict:
+    def preprocess(self, inputs, channel: int | None = None) -> dict:
         if isinstance(inputs, str | os.PathLike):
             # Its size says which files are longer, as long as they have one format.
-            return {"recording": inputs, "size": os.path.getsize(inputs) if os.path.exists(inputs) else 0}
-        waveform = self._decode(inputs, "recording")
+            size = os.path.getsize(inputs) if os.path.exists(inputs) else 0
+            return {"recording": OneChannel(inputs, channel), "size": size}
+        waveform = self._decode(inputs, "recording", channel)
         return {"recording": waveform, "size": len(waveform)}
 
     def _num_samples(self, trial: dict) -> int:

@@ -46,22 +46,24 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
             self.enrol(enrolment)
 
     def _sanitize_parameters(self, **parameters):
+        preprocess = self._preprocess_parameters(parameters)
         unknown = parameters.keys() - {"threshold", "condition"}
         if unknown:
             raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has enrolment, threshold and condition")
-        return {}, parameters, {}
+        return preprocess, parameters, {}
 
-    def enrol(self, recordings) -> None:
+    def enrol(self, recordings, channel: int | None = None) -> None:
         """
         Choose the person whose voice is extracted from now on.
 
         Args:
             recordings: One recording, or a list of several.
+            channel: The only channel to hear, counted from 0. By default, all are averaged.
 
         Raises:
             ValueError: A recording cannot be decoded, is empty, silent, or holds NaN.
         """
-        enrolled = enrol(self.model, self._decode_enrolment(recordings))
+        enrolled = enrol(self.model, self._decode_enrolment(recordings, channel))
         if enrolled.silent:
             raise ValueError("a recording of the enrolment is silent: leave it out")
         self.enrolled = enrolled
@@ -71,6 +73,7 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         Args:
             inputs: A recording, or a list, generator or dataset of recordings.
             threshold, condition: As of the pipeline.
+            channel (`int`, *optional*): The only channel to hear, counted from 0. By default, all are averaged.
 
         Returns:
             `dict`: `source`, float32 (samples,), silent where the person is not found, at the level at which the
@@ -86,10 +89,10 @@ class TargetSpeakerExtractionPipeline(_CSCPipeline):
         """
         return super().__call__(inputs, **options)
 
-    def preprocess(self, inputs) -> dict:
+    def preprocess(self, inputs, channel: int | None = None) -> dict:
         if self.enrolled is None:
             raise ValueError("nobody is enrolled: give enrolment=..., or call .enrol(recordings) first")
-        return {"recording": self._decode(inputs, "recording")}
+        return {"recording": self._decode(inputs, "recording", channel)}
 
     def _num_samples(self, trial: dict) -> int:
         return len(trial["recording"])

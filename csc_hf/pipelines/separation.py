@@ -34,19 +34,21 @@ class SpeechSeparationPipeline(_CSCPipeline):
     ```"""
 
     def _sanitize_parameters(self, **parameters):
+        preprocess = self._preprocess_parameters(parameters)
         unknown = parameters.keys() - {"chunk_seconds", "overlap_seconds"}
         if unknown:
             raise TypeError(
                 f"unknown options {sorted(unknown)}: this pipeline has chunk_seconds and overlap_seconds; for one "
                 'voice, by an enrolment, see pipeline("target-speaker-extraction")'
             )
-        return {}, parameters, {}
+        return preprocess, parameters, {}
 
     def __call__(self, inputs, **options):
         """
         Args:
             inputs: A recording, or a list, generator or dataset of recordings.
             chunk_seconds, overlap_seconds: As of the pipeline.
+            channel (`int`, *optional*): The only channel to hear, counted from 0. By default, all are averaged.
 
         Returns:
             `dict`: `sources`, float32 (slots, samples), at the level at which they best add up to the recording. If a
@@ -61,8 +63,8 @@ class SpeechSeparationPipeline(_CSCPipeline):
         """
         return super().__call__(inputs, **options)
 
-    def preprocess(self, inputs) -> dict:
-        return {"mixture": self._decode(inputs, "recording")}
+    def preprocess(self, inputs, channel: int | None = None) -> dict:
+        return {"mixture": self._decode(inputs, "recording", channel)}
 
     def _num_samples(self, trial: dict) -> int:
         return len(trial["mixture"])

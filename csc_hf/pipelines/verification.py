@@ -88,23 +88,25 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             )
 
     def _sanitize_parameters(self, **parameters):
+        preprocess = self._preprocess_parameters(parameters)
         unknown = parameters.keys() - {"threshold", "condition"}
         if unknown:
             raise TypeError(f"unknown options {sorted(unknown)}: this pipeline has threshold and condition")
-        return {}, {}, parameters
+        return preprocess, {}, parameters
 
-    def enrol(self, name: str, recordings) -> None:
+    def enrol(self, name: str, recordings, channel: int | None = None) -> None:
         """
         Keep a speaker for calls with a test recording alone.
 
         Args:
             name: A name that is enrolled already is replaced.
             recordings: One recording, or a list of several.
+            channel: The only channel to hear, counted from 0. By default, all are averaged.
 
         Raises:
             ValueError: A recording cannot be decoded, is empty, silent, or holds NaN; the name is not one of a file.
         """
-        self.enrolled[name] = self._enrol(name, recordings, self.enrolment == "attention")
+        self.enrolled[name] = self._enrol(name, recordings, self.enrolment == "attention", channel)
 
     @torch.inference_mode()
     def compare(self, embedding: np.ndarray, **options) -> list[dict]:
@@ -149,6 +151,8 @@ class SpeakerVerificationPipeline(_CSCPipeline):
                 enrolled speakers; or a list, generator or dataset of any of these.
             test: The test recording, where `inputs` is the enrolment alone: `verify("a.wav", "b.wav")`.
             threshold, condition: As of the pipeline.
+            channel (`int`, *optional*): The only channel of all recordings to hear, counted from 0. By default, all
+                are averaged.
 
         Returns:
             `dict`: `score`, a cosine or, of a scorer, a logit; `llr`, the log-likelihood ratio (natural logarithm) or
@@ -165,7 +169,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             inputs = {"enrolment": inputs, "test": test}
         return super().__call__(inputs, **options)
 
-    def preprocess(self, inputs) -> dict:
+    def preprocess(self, inputs, channel: int | None = None) -> dict:
         if isinstance(inputs, tuple):
             if len(inputs) != 2:
                 raise ValueError(f"a tuple of {len(inputs)} recordings: give (enrolment, test)")
@@ -174,12 +178,12 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             if "enrolment" not in inputs:
                 raise ValueError(f'a trial with the keys {sorted(inputs)}: give "enrolment" and "test"')
             return {
-                "enrolment": self._decode_enrolment(inputs["enrolment"]),
-                "test": self._decode(inputs["test"], "test"),
+                "enrolment": self._decode_enrolment(inputs["enrolment"], channel),
+                "test": self._decode(inputs["test"], "test", channel),
             }
         if not self.enrolled:
             raise ValueError("one recording, and nobody is enrolled: give two, or call .enrol(name, recordings) first")
-        return {"test": self._decode(inputs, "test")}
+        return {"test": self._decode(inputs, "test", channel)}
 
     @property
     def _network(self) -> CSCPreTrainedModel:
@@ -197,7 +201,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         if one:
             enrolment = yield from enrolling(self.model, trial["enrolment"], self.enrolment == "attention")
             enrolled = {None: enrolment}
-        silent = is_silent(trial["test"])
+        silent = is_silent(trial["test"], self.model.config.sampling_rate)
         return {
             "one": one,
             "several_speakers": bool(active.sum() > 1),

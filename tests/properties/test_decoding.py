@@ -1,17 +1,21 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """`decode_audio` and `read_blocks` take anything, and give finite float32 samples or a ValueError."""
 
+import functools
 import io
 import types
 
+import av
 import numpy as np
 import pytest
 import torch
 from hostile import BAD, RATE, damaged_files, valid_file, wav_with_header, waveforms
 from hypothesis import given
 from hypothesis import strategies as st
+from test_audio import AV_FILES, written_by_av
 
-from csc_hf.audio import LIMITS, NotFiniteError, decode_audio, read_blocks
+from csc_hf.audio import LIMITS, NotFiniteError, decode_audio, read_blocks, read_live
+from csc_hf.long_audio import open_recording
 
 
 def decode_or_refuse(audio, sampling_rate=RATE) -> np.ndarray | None:
@@ -197,3 +201,37 @@ def test_torchcodec_decodes_no_more_than_the_limit(duration):
     Decoder.metadata.num_channels = 65
     with pytest.raises(ValueError, match="65 channels"):
         decode_audio(Decoder())
+
+
+@given(st.sampled_from(AV_FILES), st.data())
+def test_damaged_containers_through_every_door(container_and_codec, data):
+    """What PyAV's FFmpeg writes, cut and changed: decoded or refused, whole and by blocks and as a stream."""
+    try:
+        content = bytearray(av_file(*container_and_codec))
+    except av.FFmpegError:
+        return
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, min(len(content) - 1, 120)))
+        if data.draw(st.booleans()):
+            content[at] = data.draw(st.integers(0, 255))
+        else:
+            del content[max(at, 1) :]
+    content = bytes(content)
+    whole = decode_or_refuse(content)
+    of_row = decode_or_refuse({"path": "not/there", "audio": {"bytes": content, "path": None}})
+    assert (whole is None) == (of_row is None)
+    try:
+        opened = open_recording(io.BytesIO(content), RATE)
+    except ValueError:
+        assert whole is None
+    else:
+        assert whole is not None and opened.num_samples == len(whole)
+    try:
+        list(read_live(io.BytesIO(content), b""))
+    except ValueError as error:
+        assert len(str(error)) > 15
+
+
+@functools.cache
+def av_file(container: str, codec: str, rate: int) -> bytes:
+    return written_by_av(container, codec, rate, seconds=0.3)

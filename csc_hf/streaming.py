@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .audio import SAMPLING_RATE, SILENCE_POWER, NotFiniteError, power
+from .audio import SAMPLING_RATE, SILENCE_POWER, Begun, NotFiniteError, power
 from .configuration_csc import CSCConfig
 from .diarization import (
     DiarizationSettings,
@@ -58,7 +58,9 @@ FADE_SECONDS = 0.1
 Answer = TypeVar("Answer")
 
 
-def pcm_blocks(stream: BinaryIO, sampling_rate: int = SAMPLING_RATE, seconds: float = 0.1) -> Iterator[np.ndarray]:
+def pcm_blocks(
+    stream: BinaryIO | Begun, sampling_rate: int = SAMPLING_RATE, seconds: float = 0.1
+) -> Iterator[np.ndarray]:
     """
     Read raw PCM, signed 16-bit little-endian mono, as `arecord -t raw -f S16_LE -r 16000` and `ffmpeg -f s16le -ac 1
     -ar 16000` write it.

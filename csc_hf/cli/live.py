@@ -2,11 +2,12 @@
 """`csc-hf live`."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -160,7 +161,7 @@ def piped(rate: int, sampling_rate: int) -> tuple[int, Iterator[Any]]:
     from ..audio import Begun, encoded_format, read_live
     from ..streaming import pcm_blocks
 
-    stream = sys.stdin.buffer
+    stream = cast(io.BufferedReader, sys.stdin.buffer)
     start = b""
     while len(start) < 2048 and (read := stream.read1(2048 - len(start))):
         start += read

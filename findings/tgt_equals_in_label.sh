@@ -9,7 +9,7 @@ set -euo pipefail
 venv="$(mktemp -d)"
 trap 'rm -rf "$venv"' EXIT
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q tgt==1.5
+"$venv/bin/pip" install -q tgt==1.5 numpy
 "$venv/bin/python" - <<'EOF'
 import tempfile
 

@@ -215,7 +215,7 @@ ERRORS = {
         "cannot decode 'broken.wav'",
     ),
     "NaN": ("separate nan.wav --out out", "'nan.wav' holds NaN"),
-    "option": ("embed a.wav --no-such-option", "No such option: --no-such-option"),
+    "option": ("embed a.wav --no-such-option", "--no-such-option"),
     "argument": ("verify a.wav", "Missing argument 'B'"),
     "command": ("diarise a.wav", "No such command 'diarise'"),
     "no store": ("identify a.wav --store no.safetensors", "no store 'no.safetensors'"),

@@ -36,7 +36,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_csc import MODEL_CLASSES, CSCConfig
 
 SAVED_NAMES = {"attention_logits": "attention_score"}
-"""Modules whose weights have another name in files. PEFT takes every module whose name ends in "score" for the head of a
+"""Modules whose weights have another name in files. PEFT takes a module whose name ends in "score" for the head of a
 classifier, and trains all of it."""
 
 # For `from_pretrained` and `save_pretrained`. This file may be loaded once more, as remote code: hence `overwrite`.
@@ -688,9 +688,8 @@ class CSCMaskedBatchNorm(nn.Module):
                 self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         else:
             # Copies: another forward pass may move the averages before the backward pass of this one.
-            mean, variance = (
-                average.to(torch.float32, copy=True) for average in (self.running_mean, self.running_var)
-            )
+            mean = self.running_mean.to(torch.float32, copy=True)
+            variance = self.running_var.to(torch.float32, copy=True)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
 
@@ -1347,7 +1346,7 @@ class CSCPreTrainedModel(PreTrainedModel):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights. Transformers asks `parameters()`, of which a replica in `DataParallel` has none.
         The activation is a layer that no adapter or quantiser replaces."""
-        return self.base_model.slot_activation.weight.dtype
+        return cast(nn.PReLU, self.base_model.slot_activation).weight.dtype
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """There is no vocabulary. Accelerate asks, to place its embeddings."""

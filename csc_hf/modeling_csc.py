@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput, XVectorOutput
@@ -32,6 +34,15 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_csc import MODEL_CLASSES, CSCConfig
+
+SAVED_NAMES = {"attention_logits": "attention_score"}
+"""Modules whose weights have another name in files. PEFT takes a module whose name ends in "score" for the head of a
+classifier, and trains all of it."""
+
+# For `from_pretrained` and `save_pretrained`. This file may be loaded once more, as remote code: hence `overwrite`.
+register_checkpoint_conversion_mapping(
+    "csc", [WeightRenaming(saved, name) for name, saved in SAVED_NAMES.items()], overwrite=True
+)
 
 CONTRAST_ELEMENTS = 2**23
 """Most elements of a tensor that the contrastive loss computes at once: 32 MB in single precision."""
@@ -186,24 +197,39 @@ def check_recordings(
     """
     if is_tracing(waveform):
         return
-    finite = waveform.isfinite().all(-1)
+    check_finite(names[0], waveform)
     position = torch.arange(waveform.shape[-1], device=waveform.device)
     padded_right = (attention_mask == (position < lengths[..., None])).all(-1) & ((lengths > 0) | may_lack)
-    wrong = (~(finite & padded_right)).nonzero()
+    wrong = (~padded_right).nonzero()
     if len(wrong) == 0:
         return
     number = tuple(wrong[0].tolist())
     place = f"[{', '.join(map(str, number))}]"
-    if not finite[number]:
-        raise ValueError(
-            f"`{names[0]}{place}` has NaN or infinite samples, the first at "
-            f"{int(waveform[number].isfinite().int().argmin())}. Repair the recording or leave it out."
-        )
     found = f"starts with {attention_mask[number][:8].tolist()}" if lengths[number] else "is 0 everywhere"
     raise ValueError(
         f"`{names[1]}{place}` {found}. It must be 1 for the samples, then 0 for the padding: pad on the right, as "
         "CSCFeatureExtractor does."
     )
+
+
+def check_finite(name: str, waveform: torch.Tensor) -> None:
+    """Raises a `ValueError` that names the first recording of `(..., samples)` that is not finite."""
+    if is_tracing(waveform):
+        return
+    finite = waveform.isfinite()
+    wrong = (~finite.all(-1)).nonzero()
+    if len(wrong) > 0:
+        number = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"`{name}[{', '.join(map(str, number))}]` has NaN or infinite samples, the first at "
+            f"{int(finite[number].int().argmin())}. Repair the recording or leave it out."
+        )
+
+
+def silence_padding(waveform: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """`(..., samples)` → float32 that is zero where `attention_mask`, which broadcasts against it, is 0. A product
+    would keep NaN."""
+    return waveform.float().masked_fill(attention_mask == 0, 0.0)
 
 
 def _stack_recordings(first: torch.Tensor, second: torch.Tensor, num_samples: int) -> torch.Tensor:
@@ -624,7 +650,9 @@ class CSCMaskedBatchNorm(nn.Module):
 
     In training mode it normalises by the moments of the batch that this process holds, whatever other processes hold,
     and keeps moving averages of them. In evaluation mode it normalises by these, so one recording does not change
-    another. With activation checkpointing, which computes a block twice, its averages move twice in a step.
+    another. So it does in training mode if its weight is frozen (`requires_grad` is false): what is not trained, such
+    as the encoder below a new head or below an adapter, stays the same function. With activation checkpointing, which
+    computes a block twice, its averages move twice in a step.
     """
 
     running_mean: torch.Tensor
@@ -650,7 +678,7 @@ class CSCMaskedBatchNorm(nn.Module):
                 averages normalise in training mode, too.
         """
         values, mask = hidden_states.float(), mask.float()
-        if self.training and weights is not None:
+        if self.training and self.weight.requires_grad and weights is not None:
             axes = tuple(range(values.dim() - 1))
             shares = weights / weights.sum().clamp(min=1e-3)
             mean = (shares * values).sum(axes)
@@ -659,7 +687,9 @@ class CSCMaskedBatchNorm(nn.Module):
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         else:
-            mean, variance = self.running_mean.float(), self.running_var.float()
+            # Copies: another forward pass may move the averages before the backward pass of this one.
+            mean = self.running_mean.to(torch.float32, copy=True)
+            variance = self.running_var.to(torch.float32, copy=True)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(values * scale, mask, self.bias - mean * scale).to(hidden_states.dtype)
 
@@ -735,6 +765,18 @@ class CSCMaskedBands(nn.Module):
         return self.projection(features.to(hidden_states.dtype)) * weights.to(hidden_states.dtype), mask
 
 
+def saved_name(name: str) -> str:
+    """What a weight is called in files, by its name in `state_dict`."""
+    return ".".join(SAVED_NAMES.get(part, part) for part in name.split("."))
+
+
+def _rename_saved_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_) -> None:
+    """Hook of `load_state_dict`, with which `Trainer` and Accelerate load the weights of a file."""
+    for name, saved in SAVED_NAMES.items():
+        for key in [key for key in state_dict if key.startswith(f"{prefix}{saved}.")]:
+            state_dict[key.replace(saved, name)] = state_dict.pop(key)
+
+
 class CSCSpeakerBranch(nn.Module):
     """From the hidden states of a slot to one vector per segment [A], a speaker embedding and an activity [O]."""
 
@@ -751,12 +793,13 @@ class CSCSpeakerBranch(nn.Module):
         else:
             self.blocks = nn.ModuleList([CSCBlock(config) for _ in range(config.num_speaker_layers)])
         self.attention_hidden = nn.Linear(size, size)
-        self.attention_score = nn.Linear(size, size)
+        self.attention_logits = nn.Linear(size, size)
         self.batch_norm = None
         if config.embedding_batch_norm:
             self.batch_norm = CSCMaskedBatchNorm(2 * size, config.layer_norm_eps)
         self.embedding = nn.Linear(2 * size, config.speaker_embedding_size)
         self.activity = nn.Linear(2 * size, 1)
+        self.register_load_state_dict_pre_hook(_rename_saved_weights)
 
     def forward(
         self,
@@ -800,7 +843,7 @@ class CSCSpeakerBranch(nn.Module):
         segments = (frames * shares.to(frames.dtype)).sum(dim=2)
 
         # Attentive statistics over segments, with separate weights for each channel.
-        scores = self.attention_score(self.attention_hidden(segments).tanh()).float()
+        scores = self.attention_logits(self.attention_hidden(segments).tanh()).float()
         if frame_activity is not None:
             # A segment counts as much as it holds speech.
             scores = scores + (masked_mean(weights, frame_mask, dim=2) + 1e-4).log()
@@ -1299,6 +1342,12 @@ class CSCPreTrainedModel(PreTrainedModel):
         if config.speaker_block == "conv":  # FSDP refuses the name of a class that the model does not hold
             self._no_split_modules = ["CSCBlock", "CSCConvBlock"]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights. Transformers asks `parameters()`, of which a replica in `DataParallel` has none.
+        The activation is a layer that no adapter or quantiser replaces."""
+        return cast(nn.PReLU, self.base_model.slot_activation).weight.dtype
+
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """There is no vocabulary. Accelerate asks, to place its embeddings."""
 
@@ -1406,7 +1455,7 @@ class CSCModel(CSCPreTrainedModel):
         check_shape("attention_mask", attention_mask, input_values.shape)
         config, num_samples = self.config, input_values.shape[1]
         lengths = attention_mask.sum(dim=-1)
-        waveform = input_values.float().masked_fill(attention_mask == 0, 0.0)
+        waveform = silence_padding(input_values, attention_mask)
         check_recordings(waveform, attention_mask, lengths)
 
         size, hop, num_segments = config.segment_length, config.segment_hop, config.num_segments(num_samples)
@@ -1571,7 +1620,7 @@ class CSCForPreTraining(CSCPreTrainedModel):
 
         Raises:
             ValueError: If `source_values`, `speaker_ids` or `recording_ids` do not fit the input, the latter two come
-                alone, or the model has no classes of recordings.
+                alone, or the model has no classes of recordings; if `source_values` hold NaN or infinite samples.
         """
         batch, num_sources = input_values.shape[0], self.config.num_sources
         if source_values is None and speaker_ids is not None:
@@ -1592,6 +1641,9 @@ class CSCForPreTraining(CSCPreTrainedModel):
             nobody = torch.full((batch, num_sources), -100, device=input_values.device)
             speaker_ids = nobody if speaker_ids is None else speaker_ids
             recording_ids = nobody if recording_ids is None else recording_ids
+            input_values = silence_padding(input_values, attention_mask)
+            source_values = silence_padding(source_values, attention_mask[:, None])
+            check_finite("source_values", source_values)
             losses = self._losses(outputs, input_values, attention_mask, source_values, speaker_ids, recording_ids)
         return CSCForPreTrainingOutput(
             **losses,
@@ -1796,7 +1848,7 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
                 distributed training needs `find_unused_parameters=True`.
 
         Raises:
-            ValueError: If `labels` have another shape.
+            ValueError: If `labels` have another shape, or hold NaN or infinite samples.
         """
         batch, num_sources = input_values.shape[0], self.config.num_sources
         check_shape("labels", labels, (batch, num_sources, *input_values.shape[1:]))
@@ -1805,6 +1857,8 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
         if labels is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_values, dtype=torch.long)
+            labels = silence_padding(labels, attention_mask[:, None])
+            check_finite("labels", labels)
             loss, permutation, present = permutation_invariant_separation_loss(
                 outputs.sources, labels, attention_mask, self.config.si_snr_threshold
             )
@@ -1826,7 +1880,16 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
         )
 
 
-class CSCForXVector(CSCPreTrainedModel):
+class CSCHead(CSCPreTrainedModel):
+    """A model with a head of its own on top of the encoder."""
+
+    def freeze_base_model(self) -> None:
+        """Freezes the encoder, `csc`: training then changes the head alone. Its batch norms use their moving averages,
+        and leave them as they are."""
+        self.base_model.requires_grad_(False)
+
+
+class CSCForXVector(CSCHead):
     """CSC with one speaker embedding per recording, for verification, and an additive angular margin softmax over
     `config.num_labels` training speakers."""
 
@@ -1868,7 +1931,7 @@ class CSCForXVector(CSCPreTrainedModel):
         )
 
 
-class CSCForSpeakerVerification(CSCPreTrainedModel):
+class CSCForSpeakerVerification(CSCHead):
     """
     CSC that scores trials and sees both sides of them (as Neural Scoring does, arXiv 2410.16428): the enrolment of a
     person is the query of CSC's cross-attention over the segments of a test recording, in which others may speak.
@@ -1947,7 +2010,7 @@ class CSCForSpeakerVerification(CSCPreTrainedModel):
         lengths = enrolment_attention_mask.sum(-1)
         present = lengths > 0
         names = "enrolment_values", "enrolment_attention_mask"
-        audible = enrolment_values.float().masked_fill(enrolment_attention_mask == 0, 0.0)
+        audible = silence_padding(enrolment_values, enrolment_attention_mask)
         check_recordings(audible, enrolment_attention_mask, lengths, names, may_lack=True)
         if not is_tracing(present) and not present.any(-1).all():
             nobody = int(present.any(-1).int().argmin())
@@ -2034,7 +2097,7 @@ class CSCForSpeakerVerification(CSCPreTrainedModel):
         return torch.cat(rows)
 
 
-class CSCForSequenceClassification(CSCPreTrainedModel):
+class CSCForSequenceClassification(CSCHead):
     """CSC that classifies a recording (language, emotion, command, ...) by the mean of the shared trunk and the
     embedding of its main speaker."""
 
@@ -2076,7 +2139,7 @@ class CSCForSequenceClassification(CSCPreTrainedModel):
         )
 
 
-class CSCForAudioFrameClassification(CSCPreTrainedModel):
+class CSCForAudioFrameClassification(CSCHead):
     """CSC that gives each segment (every `config.segment_stride` samples) any number of labels: who speaks when, with
     overlap, or any other activity."""
 

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     held_out = Recordings(held_out_table, args.seconds, at_random=False).usable()
     model = load_model(CSCForSequenceClassification, args.model, labels)
     if args.freeze_encoder:
-        model.csc.requires_grad_(False)
+        model.freeze_base_model()
     extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:

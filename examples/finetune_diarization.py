@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     labels = [f"LABEL_{number}" for number in range(config.num_speakers[1])]
     model = load_model(CSCForAudioFrameClassification, args.model, labels)
     if args.freeze_encoder:
-        model.csc.requires_grad_(False)
+        model.freeze_base_model()
 
     speech = open_speech(args)
     held = SpeechReservoir(speech.training, args, accelerator.process_index, accelerator.num_processes)

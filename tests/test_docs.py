@@ -73,6 +73,9 @@ assert [(entry["speaker"], entry["decision"]) for entry in verify(meeting)] == [
     "stream = MixtureStream(": """
 assert batch["input_values"].shape == (24, 32000) and batch["speaker_ids"].shape == (24, 2)
 """,
+    'PeftModel.from_pretrained(encoder, "runs/adapter")': """
+assert torch.allclose(embeddings, model.eval()(recordings).embeddings, rtol=0, atol=1e-6)
+""",
     "min_dcf(scores, labels)": """
 assert (round(equal_error_rate(scores, labels), 6), round(min_dcf(scores, labels), 6)) == (0.2, 0.5)
 """,

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 
+import peft
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
@@ -52,6 +54,7 @@ CLASSES = [
     CSCForSpeechSeparation,
 ]
 ALL_CLASSES = [*CLASSES, CSCForSpeakerVerification]  # which takes two sides: see test_scorer.py
+HEADS = [CSCForXVector, CSCForSequenceClassification, CSCForAudioFrameClassification, CSCForSpeakerVerification]
 FRONT_ENDS = ["conv", "stft"]
 
 
@@ -250,6 +253,25 @@ def test_a_recording_that_is_not_finite_is_refused_by_name(value):
         model(audio, attention_mask=mask)
 
 
+@pytest.mark.parametrize("front_end", ["conv", "tdnn"])
+@pytest.mark.parametrize(
+    ("model_class", "name"), [(CSCForPreTraining, "source_values"), (CSCForSpeechSeparation, "labels")]
+)
+def test_sources_are_finite_where_they_are_not_padding(model_class, name, front_end):
+    model = model_class(tiny(front_end)).eval()
+    batch = labels_of(model, 2000) | {"attention_mask": torch.ones(6, 2000, dtype=torch.long)}
+    batch["attention_mask"][1, 1500:] = 0
+    expected = model(**batch).loss
+    batch["input_values"][1, 1500:] = batch[name][1, :, 1500:] = NAN
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    batch[name][1, 0, 1200] = INFINITE
+    with pytest.raises(ValueError, match=name + r"\[1, 0\].* NaN or infinite .* at 1200\. Repair"):
+        model(**batch)
+
+
 @pytest.mark.parametrize("wrong", [slice(0, 5), slice(700, 800), slice(None)])
 def test_a_mask_that_does_not_pad_on_the_right_is_refused_by_name(wrong):
     model = CSCModel(tiny()).eval()
@@ -444,6 +466,29 @@ def test_what_the_memory_answers_changes_no_moments():
     vectors = model.aggregate(query, memory)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     torch.testing.assert_close(model.eval().aggregate(query, memory), vectors)
+
+
+def test_a_frozen_norm_uses_its_moving_averages_and_leaves_them_alone():
+    norm, values, ones = moments(CSCMaskedBatchNorm(5, 1e-5)), torch.randn(4, 5), torch.ones(4, 1)
+    before = copy.deepcopy(norm.state_dict())
+    expected = norm.eval()(values, ones, ones)
+    norm.weight.requires_grad_(False)
+    assert torch.equal(norm.train()(values, ones, ones), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+    norm.weight.requires_grad_(True)
+    assert not torch.allclose(norm(values, ones, ones), expected)
+    assert not torch.equal(norm.running_mean, before["running_mean"])
+
+
+def test_two_forward_passes_before_one_backward_pass():
+    """As with two views of a recording, or gradients of several losses. Moving averages must not be in the graph."""
+    model, batch = CSCForPreTraining(tiny("tdnn", hidden_dropout=0.0, attention_dropout=0.0)).train(), mixtures(2000)
+    apart = copy.deepcopy(model)
+    for _ in range(2):
+        apart(**batch).loss.backward()
+    sum(model(**batch).loss for _ in range(2)).backward()
+    for (name, parameter), other in zip(model.named_parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_norm_keeps_the_precision_of_its_residual():
@@ -1018,6 +1063,96 @@ def test_a_pretraining_checkpoint_loads_into_every_head(front_end, options, tmp_
         assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
 
 
+# --- parts that are frozen -----------------------------------------------------------------------------------------
+
+
+def small(**overrides):
+    """The architecture of csc-small, narrower."""
+    narrow = {"hidden_size": 16, "lstm_hidden_size": 16, "mask_hidden_size": 16, "speaker_hidden_size": 32}
+    return CSCConfig.small(**narrow, num_hidden_layers=1, speaker_embedding_size=32, **overrides)
+
+
+def train(model, folder, num_steps=2):
+    """Train by Transformers' `Trainer`, which puts the model into training mode before each step."""
+    batch = labels_of(model.base_model.model if isinstance(model, peft.PeftModel) else model, 4000)
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(6)]
+    args = TrainingArguments(
+        str(folder), max_steps=num_steps, learning_rate=0.1, report_to="none", use_cpu=True, save_strategy="no"
+    )
+    Trainer(model, args, train_dataset=rows).train()
+
+
+def state_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("model_class", HEADS)
+def test_a_frozen_encoder_is_the_same_function_after_training(model_class, tmp_path):
+    model = moments(model_class(small()))
+    model.freeze_base_model()
+    before = state_of(model)
+    train(model, tmp_path)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and not any(name.startswith("csc.") for name in moved)
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if not name.startswith("csc."))
+
+
+@pytest.mark.parametrize(
+    ("task", "targets"), [(None, ["q_proj", "v_proj"]), ("SEQ_CLS", "all-linear"), (None, "all-linear")]
+)
+def test_an_adapter_gives_the_same_embeddings_when_it_is_loaded_again(task, targets, tmp_path):
+    moments(CSCModel(small())).save_pretrained(tmp_path / "base")
+
+    def base():
+        torch.manual_seed(1)  # of the new head
+        return CSCForXVector.from_pretrained(tmp_path / "base", num_labels=6)
+
+    audio = torch.randn(3, 8000)
+    untrained = base()(input_values=audio).embeddings
+    lora = peft.LoraConfig(task_type=task, target_modules=targets, modules_to_save=["classifier"])
+    model = peft.get_peft_model(base(), lora)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    whole = {name for name in trained if "lora_" not in name}
+    assert whole == {"base_model.model.classifier.modules_to_save.default.weight"} != trained
+    train(model, tmp_path, num_steps=4)
+    expected = model.eval()(input_values=audio)
+    assert (expected.embeddings - untrained).abs().max() > 1e-3
+    model.save_pretrained(tmp_path / "adapter")
+    for again in (peft.PeftModel.from_pretrained(base(), tmp_path / "adapter").eval(), base()):
+        if not isinstance(again, peft.PeftModel):
+            again.load_adapter(tmp_path / "adapter")
+        actual = again(input_values=audio)
+        torch.testing.assert_close(actual.embeddings, expected.embeddings, rtol=0, atol=1e-6)
+        torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-4)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(input_values=audio).embeddings, untrained, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_no_part_of_the_encoder_has_the_name_of_a_head(model_class):
+    """PEFT takes what ends in "classifier" or "score" for the head, and trains all of it."""
+    model = model_class(tiny("tdnn"))
+    heads = {name for name, _ in model.named_modules() if name.endswith(("classifier", "score"))}
+    assert heads <= {"classifier"}
+
+
+def test_weights_keep_their_names_in_files(tmp_path):
+    """They are those of the released models, whichever way a file is written or read."""
+    model = CSCForXVector(tiny("tdnn"))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "csc.speaker_branch.attention_score.weight" in weights and len(weights) == len(model.state_dict())
+    assert not set(weights) - {modeling_csc.saved_name(name) for name in model.state_dict()}
+    for names in (weights, model.state_dict()):
+        save_file(dict(names), tmp_path / "model.safetensors", {"format": "pt"})
+        loaded, info = CSCForXVector.from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        other = CSCForXVector(model.config)
+        other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        for state in (loaded.state_dict(), other.state_dict()):
+            assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 # --- Transformers features that its common tests leave open --------------------------------------------------------
 
 
@@ -1151,6 +1286,26 @@ def test_every_wrapped_layer_learns(model_class, front_end):
     assert all(module.up.weight.grad.any() for name, module in adapters.items() if name not in idle)
     if front_end in SPECTRAL:
         assert {name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()} == set()
+
+
+@pytest.mark.parametrize("front_end", ["conv", "tdnn"])
+@pytest.mark.parametrize("model_class", ALL_CLASSES)
+def test_replicas_of_data_parallel_compute_the_same(model_class, front_end, monkeypatch):
+    """`Trainer` makes them where it sees several GPUs. They hold copies that are no parameters."""
+
+    def copies(tensors, devices, detach=False):
+        return [[tensor.clone() for tensor in tensors] for _ in devices]
+
+    monkeypatch.setattr(sys.modules["torch.nn.parallel.replicate"], "_broadcast_coalesced_reshape", copies)
+    model = model_class(tiny(front_end, hidden_dropout=0.0, attention_dropout=0.0)).train()
+    batch = labels_of(model, 2000)
+    expected = tensors(copy.deepcopy(model)(**batch))
+    for replica in nn.parallel.replicate(model, [0, 1]):
+        actual = tensors(replica(**batch))
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, msg=lambda m, n=name: f"{n}: {m}")
+    next(iter(actual.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.base_model.layers.parameters())
 
 
 @pytest.mark.parametrize("model_class", CLASSES)

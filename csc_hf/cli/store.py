@@ -25,7 +25,7 @@ from safetensors.torch import save
 from ..configuration_csc import CSCConfig
 from ..enrolment import Enrolment, check_name
 from ..evaluation.calibration import check_enrolment
-from ..modeling_csc import CSCPreTrainedModel
+from ..modeling_csc import CSCPreTrainedModel, saved_name
 from .errors import fail
 
 FORMAT = "csc_hf.voices"
@@ -192,7 +192,7 @@ def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:
     for part in parts:
         for name, tensor in part.state_dict().items():
             if not name.startswith(SEPARATOR):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(f"{saved_name(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -104,9 +104,7 @@ def test_turns_of_a_speaker_that_overlap_each_other_count_once(reference, found)
 @given(turns(at_least=1), turns(at_least=1), regions() | st.none())
 def test_rates_are_those_of_spyder(reference, found, scored):
     """spyder merges them as well. It has no rate without reference speech, and takes no empty list."""
-    spyder = pytest.importorskip(
-        "spyder", reason="spy-der has no wheels, so dev does not have it: pip install spy-der"
-    )
+    spyder = pytest.importorskip("spyder", reason="spy-der has no wheels, so dev lacks it: pip install spy-der")
     errors, der, _ = rates(reference, found, scored)
     if errors.speech:
         swapped = [[(who, start, end) for start, end, who in of] for of in (reference, found)]

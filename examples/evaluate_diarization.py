@@ -8,7 +8,8 @@ Evaluate diarization, who speaks when, on generated conversations of held-out pe
     python examples/evaluate_diarization.py model_cards/csc-small --recordings ami/audio --rttm ami/test.rttm
     python examples/evaluate_diarization.py runs/pretrain --fit_on "dev/*.parquet" --store_settings
 
-Error rates are without a collar and with overlaps. Confidence intervals are over conversations. With --output_dir it
+Error rates are without a collar and with overlaps. A UEM file that lies beside the recordings or their RTTM, or that
+--uem names, says which parts of them are scored. Confidence intervals are over conversations. With --output_dir it
 writes results.json, with the errors in each recording.
 """
 
@@ -28,12 +29,13 @@ from csc_hf.evaluation.conversations import (
     NUM_TALKERS,
     OVERLAPS,
     Conversations,
-    Turns,
+    Recording,
     build_conversations,
     read_recordings,
 )
 from csc_hf.evaluation.diarization import evaluate, fit_settings, format_report, summarise_by_condition
 from csc_hf.evaluation.diarizers import PEERS, CSCDiarizer, Diarizer
+from csc_hf.evaluation.references import Turns
 from csc_hf.evaluation.trials import decode_usable
 from csc_hf.streaming import LiveDiarizer, join_turns
 
@@ -56,6 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--noise_data", help="recorded noise, given as --data is; without it, noise is generated")
     add("--recordings", type=Path, help="folder of recordings, instead of --data")
     add("--rttm", type=Path, help="who speaks when in them: an RTTM file, or a folder of such files")
+    add(
+        "--uem",
+        help="which parts of them are scored: a UEM file, or a folder of such files; without it, those among the "
+        "recordings and beside the RTTM; or 'none'",
+    )
     add("--talkers", type=int, nargs="+", default=list(NUM_TALKERS), help="talkers of a generated conversation")
     add("--overlaps", type=float, nargs="+", default=list(OVERLAPS), help="shares of overlap that they are drawn with")
     add("--conversations", type=int, default=5, help="conversations of each number of talkers and share of overlap")
@@ -77,6 +84,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give --data or --recordings, not both")
     if (args.recordings is None) != (args.rttm is None):
         parser.error("--recordings and --rttm go together")
+    if args.uem is not None and args.recordings is None:
+        parser.error("--uem needs --recordings and --rttm")
     if args.data is None and args.recordings is None and args.fit_on is None:
         parser.error("give --data, --recordings or --fit_on")
     if args.store_settings and args.fit_on is None:
@@ -101,6 +110,15 @@ def open_conversations(args: argparse.Namespace, data: str) -> Conversations:
     )
     print(f"{data}: {len(conversations.recipes)} conversations, sha256 {conversations.sha256[:12]}", file=sys.stderr)
     return conversations
+
+
+def open_recordings(args: argparse.Namespace) -> list[Recording]:
+    """The recordings of a folder. Whether parts of them are scored is printed."""
+    uem = None if args.uem is None else [Path(args.uem)] if args.uem != "none" else []
+    recordings = read_recordings(args.recordings, args.rttm, uem)
+    if any(recording.scored is not None for recording in recordings):
+        print(f"{args.rttm}: scored within the regions of UEM files", file=sys.stderr)
+    return recordings
 
 
 def live_diarizer(model: CSCModel, latency: float, settings: DiarizationSettings | None) -> Diarizer:
@@ -141,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.data is None and args.recordings is None:
         return
     conversations = open_conversations(args, args.data) if args.data is not None else None
-    recordings = conversations or read_recordings(args.recordings, args.rttm)
+    recordings = conversations or open_recordings(args)
     heard, errors = evaluate(recordings, diarizers)
     results = summarise_by_condition(heard, errors, args.num_resamples)
     print(format_report(results))
@@ -155,6 +173,7 @@ def main(argv: list[str] | None = None) -> None:
                 {
                     "name": recording.name,
                     "overlap": recording.overlap,
+                    "scored": recording.scored,
                     "errors": {name: dataclasses.asdict(of[number]) for name, of in errors.items()},
                 }
                 for number, recording in enumerate(heard)

@@ -1,5 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""Recordings of which it is known who speaks when: generated conversations, or any with RTTM files."""
+"""Recordings of which it is known who speaks when: generated conversations, or any with RTTM and UEM files."""
 
 import hashlib
 import itertools
@@ -16,9 +16,7 @@ from ..data.conversations import SPEECH_FRAME, ConversationConfig, draw_conversa
 from ..data.mixing import Clip, MixtureRecipe, mix
 from ..data.utterances import Utterance
 from ..diarization import rttm_name
-
-Turns = list[tuple[float, float, str]]
-"""Start and end in seconds, and the speaker."""
+from .references import Regions, Turns, is_hidden, merge_turns, read_rttm, read_uem
 
 NUM_TALKERS = (2, 3, 4, 5, 6)
 OVERLAPS = (0.0, 0.15, 0.35, 0.6)
@@ -33,20 +31,29 @@ class Recording:
         name: it is unique.
         load: gives the waveform, float32 (samples,) at 16 kHz.
         reference: who speaks when.
+        scored: the regions in which errors count, in order and apart from each other; None: the whole recording.
     """
 
     name: str
     load: Callable[[], np.ndarray]
     reference: Turns
+    scored: Regions | None = None
+
+    @cached_property
+    def scored_reference(self) -> Turns:
+        """The reference within what is scored. Turns of one speaker that overlap or touch are one."""
+        return merge_turns(self.reference, self.scored)
 
     @cached_property
     def num_speakers(self) -> int:
-        return len({speaker for _, _, speaker in self.reference})
+        """Number of speakers of what is scored."""
+        return len({speaker for _, _, speaker in self.scored_reference})
 
     @cached_property
     def overlap(self) -> float:
-        """Share of the speech, in time, in which several speak."""
-        borders = sorted([(start, 1) for start, _, _ in self.reference] + [(end, -1) for _, end, _ in self.reference])
+        """Share of the scored speech, in time, in which several people speak."""
+        turns = self.scored_reference
+        borders = sorted([(start, 1) for start, _, _ in turns] + [(end, -1) for _, end, _ in turns])
         speech = several = 0.0
         count, last = 0, 0.0
         for moment, change in borders:
@@ -141,34 +148,54 @@ def build_conversations(
     )
 
 
-def read_recordings(folder: Path, rttm: Path) -> list[Recording]:
-    """The recordings of an RTTM file, or of all in a folder: audio files of these names, with any ending, in a folder
-    or the folders in it.
+AUDIO_ENDINGS = frozenset(
+    ".3gp .aac .aif .aifc .aiff .amr .au .caf .flac .m4a .m4b .mka .mkv .mov .mp2 .mp3 .mp4 .nist .oga .ogg .opus "
+    ".rf64 .snd .sph .spx .voc .w64 .wav .webm .wma .wv".split()
+)
+"""Endings, in lower case, that tell recordings from what lies beside them, such as .TextGrid, .eaf or .json."""
+
+
+def read_recordings(folder: Path, rttm: Path, uem: Sequence[Path] | None = None) -> list[Recording]:
+    """The recordings of an RTTM file, or of all in a folder: audio files of these names, with any ending of audio
+    files, in a folder or the folders in it. White space in the names of audio files is "_" in RTTM.
+
+    Args:
+        folder: holds the audio.
+        rttm: the file or folder, see [`read_rttm`].
+        uem: files or folders that say which parts are scored, see [`read_uem`]. None: the UEM files among the
+            recordings and beside the RTTM, if there are any. Empty: recordings are scored whole.
 
     Raises:
-        ValueError: there is no turn, or a recording has no file or several.
+        ValueError: as `read_rttm` and `read_uem`; a recording has no audio file or several; or there are UEM files and
+            none of them has a region of it.
     """
-    files = sorted(rttm.rglob("*.rttm")) if rttm.is_dir() else [rttm]
-    references: dict[str, Turns] = {}
-    for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            columns = line.split()
-            if columns and columns[0] == "SPEAKER":
-                start, length = float(columns[3]), float(columns[4])
-                references.setdefault(columns[1], []).append((start, start + length, columns[7]))
-    if not references:
-        raise ValueError(f"no turns in {rttm}: give a file in RTTM format, or a folder of such files")
+    references = read_rttm(rttm)
     audio: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in (".rttm", ".uem", ".txt", ".json", ".lab"):
+        if path.suffix.lower() in AUDIO_ENDINGS and path.is_file() and not is_hidden(path.relative_to(folder)):
             audio.setdefault(rttm_name(path.stem), []).append(path)
+    files = _uem_beside(folder, rttm) if uem is None else list(uem)
+    scored = read_uem(files)
     recordings = []
     for name, turns in references.items():
-        found = audio.get(name, [])
+        found = audio.get(rttm_name(name), [])
         if len(found) != 1:
-            raise ValueError(f"{len(found)} audio files of the recording {name!r} in {folder}: one is needed")
-        recordings.append(Recording(name, partial(decode_audio, found[0]), turns))
+            which = f" ({', '.join(str(path) for path in found)})" if found else ""
+            raise ValueError(f"{len(found)} audio files of the recording {name!r} in {folder}: one is needed{which}")
+        if files and name not in scored:
+            raise ValueError(
+                f"no region of the recording {name!r} in {', '.join(str(file) for file in files[:3])}: add it to "
+                "the UEM file, take its turns off the RTTM, or score all recordings whole, with no UEM"
+            )
+        recordings.append(Recording(name, partial(decode_audio, found[0]), turns, scored.get(name)))
     return recordings
+
+
+def _uem_beside(folder: Path, rttm: Path) -> list[Path]:
+    """UEM files among the recordings and beside the RTTM."""
+    beside = rttm.rglob("*") if rttm.is_dir() else rttm.parent.glob("*")
+    files = {path.resolve(): path for path in (*folder.rglob("*"), *beside) if path.suffix.lower() == ".uem"}
+    return sorted(path for path in files.values() if path.is_file() and not path.name.startswith("."))
 
 
 def activity_turns(active: np.ndarray, frame_seconds: float, names: Sequence[str]) -> Turns:

@@ -1,7 +1,8 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Measure diarization: error rates by condition, and the settings of a model, learnt on conversations.
 
-Error rates are those of pyannote.metrics, without a collar and with overlaps, over the whole recordings.
+Error rates are those of pyannote.metrics, without a collar and with overlaps, over the whole recordings or the regions
+that a UEM file names. Turns of one speaker that overlap each other are one turn, which pyannote.metrics counts twice.
 """
 
 import itertools
@@ -16,8 +17,9 @@ from ..audio import SAMPLING_RATE
 from ..diarization import DiarizationSettings, Evidence, decide, listen, listener
 from ..enrolment import enrol
 from ..long_audio import run
-from .conversations import Conversations, Recording, Turns
+from .conversations import Conversations, Recording
 from .diarizers import Diarizer
+from .references import Turns, merge_turns
 
 OVERLAP_BOUNDS = (0.05, 0.2)
 """Shares of overlap, of the speech of a recording, between its conditions."""
@@ -54,9 +56,10 @@ class Errors:
             divided by it.
         missed, false_alarm, confusion: speech of a speaker that is not found, is found without being there, or is
             given to another.
-        jaccard, num_speakers: sum over the speakers of the reference of their Jaccard errors, and their number.
-        num_found: speakers that were found.
-        seconds: of the recording.
+        jaccard, num_speakers: sum over the speakers of the reference of their Jaccard errors, and their number. Those
+            who do not speak in what is scored do not count.
+        num_found: speakers that were found in what is scored.
+        seconds: of the recording, also where a part of it is scored.
         cpu_seconds: of processor time.
     """
 
@@ -76,18 +79,27 @@ def score(recording: Recording, waveform: np.ndarray, turns: Turns, cpu_seconds:
 
     Raises:
         ImportError: pyannote.metrics cannot be imported.
+        ValueError: nothing of the recording is scored.
     """
-    from pyannote.core import Annotation, Segment
+    from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
+
+    seconds = len(waveform) / SAMPLING_RATE
+    regions = [(0.0, seconds)] if recording.scored is None else recording.scored
+    scored = [(start, min(end, seconds)) for start, end in regions if start < seconds]
+    if not scored:
+        raise ValueError(
+            f"nothing of the recording {recording.name!r} is scored: its UEM begins after its {seconds:g} s"
+        )
 
     def annotation(of: Turns) -> Annotation:
         result = Annotation()
-        for number, (start, end, speaker) in enumerate(of):
+        for number, (start, end, speaker) in enumerate(merge_turns(of, scored)):
             result[Segment(start, end), number] = speaker
         return result
 
-    extent = Segment(0, len(waveform) / SAMPLING_RATE)
     pair = annotation(recording.reference), annotation(turns)
+    extent = Timeline(Segment(*region) for region in scored)
     parts = DiarizationErrorRate()(*pair, uem=extent, detailed=True)
     jaccard = JaccardErrorRate()(*pair, uem=extent, detailed=True)
     return Errors(
@@ -96,9 +108,9 @@ def score(recording: Recording, waveform: np.ndarray, turns: Turns, cpu_seconds:
         false_alarm=parts["false alarm"],
         confusion=parts["confusion"],
         jaccard=jaccard["speaker error"],
-        num_speakers=recording.num_speakers,
-        num_found=len({speaker for _, _, speaker in turns}),
-        seconds=extent.end,
+        num_speakers=round(jaccard["speaker count"]),
+        num_found=len(pair[1].labels()),
+        seconds=seconds,
         cpu_seconds=cpu_seconds,
     )
 
@@ -124,7 +136,9 @@ def evaluate(
 
 
 def conditions_of(recording: Recording) -> list[str]:
-    """The conditions that a recording belongs to, by what its reference says."""
+    """The conditions that a recording belongs to, by what its reference says of what is scored."""
+    if not recording.num_speakers:
+        return ["all", "0 speakers"]
     low, high = (f"{100 * bound:g} %" for bound in OVERLAP_BOUNDS)
     number = int(np.searchsorted(OVERLAP_BOUNDS, recording.overlap, side="right"))
     overlap = (f"overlap < {low}", f"overlap {low} to {high}", f"overlap ≥ {high}")[number]
@@ -132,21 +146,27 @@ def conditions_of(recording: Recording) -> list[str]:
 
 
 def summarise(errors: Sequence[Errors], num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Error rates over several recordings, as fractions, with 95 % intervals by a bootstrap over the recordings."""
+    """Error rates over several recordings, as fractions, with 95 % intervals by a bootstrap over the recordings.
+
+    Recordings in which nobody speaks have no share in the rates, since these are divided by speech. They are counted
+    apart: `without_speech`, and `alarms`, in how many of them somebody is found. Where there is no other recording,
+    the rates are 1 if somebody is found and else 0.
+    """
     columns = {name: np.array([getattr(one, name) for one in errors], float) for name in asdict(errors[0])}
+    speech = columns["speech"] > 0
+    alarms = ~speech & (columns["false_alarm"] > 0)
 
     def rates(drawn: np.ndarray) -> dict[str, float]:
         of = {name: values[drawn] for name, values in columns.items()}
-        speech = max(of["speech"].sum(), 1e-9)
-        parts = {name: of[name].sum() / speech for name in ("missed", "false_alarm", "confusion")}
         off = np.abs(of["num_found"] - of["num_speakers"])
-        return {
-            "der": sum(parts.values()),
-            **parts,
-            "jer": of["jaccard"].sum() / max(of["num_speakers"].sum(), 1),
-            "count_error": off.mean(),
-            "count_right": (off == 0).mean(),
-        }
+        count = {"count_error": off.mean(), "count_right": (off == 0).mean()}
+        if not speech[drawn].any():
+            wrong = float(alarms[drawn].any())
+            return {"der": wrong, "missed": 0.0, "false_alarm": wrong, "confusion": 0.0, "jer": wrong, **count}
+        heard = drawn[speech[drawn]]
+        of = {name: values[heard].sum() for name, values in columns.items()}
+        parts = {name: of[name] / of["speech"] for name in ("missed", "false_alarm", "confusion")}
+        return {"der": sum(parts.values()), **parts, "jer": of["jaccard"] / of["num_speakers"], **count}
 
     everything = np.arange(len(errors))
     rng = np.random.default_rng(seed)
@@ -158,7 +178,8 @@ def summarise(errors: Sequence[Errors], num_resamples: int = 1000, seed: int = 0
     }
     found = {name: float(value) for name, value in rates(everything).items()}
     speed = columns["seconds"].sum() / max(columns["cpu_seconds"].sum(), 1e-9)
-    return {"recordings": len(errors), **found, **intervals, "times_real_time": float(speed)}
+    apart = {"without_speech": int((~speech).sum()), "alarms": int(alarms.sum())}
+    return {"recordings": len(errors), **apart, **found, **intervals, "times_real_time": float(speed)}
 
 
 def summarise_by_condition(
@@ -185,16 +206,28 @@ def format_report(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Plain tables of what `summarise_by_condition` returns: one for each condition, a line a diarizer, in %."""
     lines = []
     for condition in next(iter(results.values())):
-        number = next(iter(results.values()))[condition]["recordings"]
-        rows = [["", "DER", "missed", "false alarm", "confusion", "JER", "count right", "count off by", "× real time"]]
+        first = next(iter(results.values()))[condition]
+        headings = [
+            "",
+            "DER",
+            "missed",
+            "false alarm",
+            "confusion",
+            "JER",
+            "count right",
+            "count off by",
+            "× real time",
+        ]
+        rows = [[*headings, *["alarms without speech"] * bool(first["without_speech"])]]
         for name, of_diarizer in results.items():
             of = of_diarizer[condition]
             low, high = of.get("der_interval", (None, None))
             der = f"{100 * of['der']:.1f}" + ("" if low is None else f" ({100 * low:.1f}-{100 * high:.1f})")
             parts = [f"{100 * of[part]:.1f}" for part in ("missed", "false_alarm", "confusion", "jer")]
             count = [f"{100 * of['count_right']:.0f}", f"{of['count_error']:.2f}"]
-            rows.append([name, der, *parts, *count, f"{of['times_real_time']:.0f}"])
-        lines += [f"{condition}, {number} recordings", _table(rows), ""]
+            alarms = [f"{of['alarms']} of {of['without_speech']}"] * bool(of["without_speech"])
+            rows.append([name, der, *parts, *count, f"{of['times_real_time']:.0f}", *alarms])
+        lines += [f"{condition}, {first['recordings']} recordings", _table(rows), ""]
     return "\n".join(lines)
 
 

@@ -16,8 +16,9 @@ import torch
 
 from ..audio import SAMPLING_RATE
 from ..diarization import DiarizationSettings, diarize
-from .conversations import Turns, activity_turns
+from .conversations import activity_turns
 from .embedders import _import
+from .references import Turns
 
 Diarizer = Callable[[np.ndarray], Turns]
 

@@ -20,8 +20,8 @@ from .trial_set import KINDS, Trials, TrialSet
 SIGNALS_AT_A_TIME = 64
 """Signals that are built and given to an embedder at a time."""
 
-SCORES_AT_A_TIME = 10_000_000
-"""Cosines that are held at a time."""
+TRIALS_AT_A_TIME = 1000
+"""Trials whose embeddings are compared at a time. More of them do not fit the cache of a processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +123,12 @@ def score_trials(
     if cache_dir is not None and fingerprint is None:
         raise ValueError(f"{embedder} has no fingerprint that tells its embeddings from others: give no cache_dir")
 
+    total = len(trials.kinds) * len(trials.recordings) + (len(cohort.recordings) if cohort else 0)
     enrolment_kinds = sorted({condition.kinds[0] for condition in trials.conditions.values()})
-    num_enrolments = len(trials.enrolments) * len(enrolment_kinds) if enrolment == "attention" else 0
-    pairs_of_kinds = {condition.kinds for condition in trials.conditions.values()} if enrolment == "scorer" else set()
-    num_signals = (len(trials.kinds) + len(pairs_of_kinds)) * len(trials.recordings)
-    total = num_signals + (len(cohort.recordings) if cohort else 0) + num_enrolments
+    if enrolment == "attention":
+        total += len(enrolment_kinds) * len(trials.enrolments)
+    if enrolment == "scorer":
+        total += sum(len(np.unique(condition.test)) for condition in trials.conditions.values())
     with tqdm(total=total, desc="verification", unit="signal", disable=not progress) as bar:
 
         def embed(of: TrialSet, kind: str) -> _Embedded:
@@ -141,18 +142,18 @@ def score_trials(
         if enrolment == "attention":
             assert isinstance(embedder, CSCEmbedder)  # checked above
             attended = {kind: _attend(embedder, trials, kind, embedded, members, bar) for kind in enrolment_kinds}
-        logits = {}
-        for kinds in pairs_of_kinds:
-            assert isinstance(embedder, CSCEmbedder)  # checked above
-            logits[kinds] = _judge(embedder, trials, kinds, embedded, bar)
-
-    scores: dict[str, np.ndarray] = {}
-    slot_known: dict[str, np.ndarray | None] = {}
-    for name, condition in trials.conditions.items():
-        if enrolment == "scorer":
-            scores[name], slot_known[name] = logits[condition.kinds][condition.enrolment, condition.test], None
-            continue
-        scores[name], slot_known[name] = _score_condition(trials, condition, embedded, attended, members, top_k)
+        scores: dict[str, np.ndarray] = {}
+        slot_known: dict[str, np.ndarray | None] = {}
+        for name, condition in trials.conditions.items():
+            if enrolment == "scorer":
+                assert isinstance(embedder, CSCEmbedder)  # checked above
+                scores[name], slot_known[name] = _judge(embedder, trials, condition, embedded, bar), None
+                continue
+            answers = None
+            if attended is not None:
+                of_conditions, of_cohort = attended[condition.kinds[0]]
+                answers = of_conditions[name], of_cohort
+            scores[name], slot_known[name] = _score_condition(trials, condition, embedded, answers, members, top_k)
     improvement = {
         kind: None if signals.si_sdr_improvement is None else float(signals.si_sdr_improvement.mean())
         for kind, signals in embedded.items()
@@ -262,38 +263,59 @@ def _attend(
     embedded: Mapping[str, _Embedded],
     members: np.ndarray | None,
     bar: tqdm,
-) -> dict[str, np.ndarray]:
-    """Cosines of each enrolment, by signals of one kind, with every query: the slots of all signals, by their kind
-    (enrolments, signals, slots), and the cohort, "cohort" (enrolments, members)."""
-    queries = {kind: of_kind.embeddings for kind, of_kind in embedded.items()}
-    if members is not None:
-        queries["cohort"] = members
-    every_query = np.concatenate([vectors.reshape(-1, vectors.shape[-1]) for vectors in queries.values()])
-    cosines = []
-    for numbers in trials.enrolments:
-        cosines.append(embedder.attend([trials.signal(kind, number)[0] for number in numbers], every_query))
-        bar.update(1)
-    ends = np.cumsum([vectors[..., 0].size for vectors in queries.values()])
-    parts = np.split(np.stack(cosines), ends[:-1], axis=1)
-    return {
-        name: part.reshape(-1, *vectors.shape[:-1])
-        for (name, vectors), part in zip(queries.items(), parts, strict=True)
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Cosines of the enrolments, by signals of one kind, with the tests of their trials and with the cohort.
+
+    Returns:
+        For each condition with such enrolments (trials, slots of the test); and (enrolments, members).
+    """
+    conditions = {name: of for name, of in trials.conditions.items() if of.kinds[0] == kind}
+    places = {name: _places(of.enrolment, len(trials.enrolments)) for name, of in conditions.items()}
+    cosines = {
+        name: np.empty((len(of.test), embedded[of.kinds[1]].embeddings.shape[1]), dtype=np.float32)
+        for name, of in conditions.items()
     }
+    of_cohort = np.empty((len(trials.enrolments), 0 if members is None else len(members)), dtype=np.float32)
+    for number, recordings in enumerate(trials.enrolments):
+        bar.update(1)
+        # A condition's trials of this enrolment, and the slots of their tests.
+        asked = {name: places[name][number] for name in conditions}
+        slots = [embedded[of.kinds[1]].embeddings[of.test[asked[name]]] for name, of in conditions.items()]
+        queries = [vectors.reshape(-1, vectors.shape[-1]) for vectors in slots]
+        everything = np.concatenate(queries if members is None else [*queries, members])
+        if not len(everything):
+            continue
+        answers = embedder.attend([trials.signal(kind, recording)[0] for recording in recordings], everything)
+        *parts, of_cohort[number] = np.split(answers, np.cumsum([len(vectors) for vectors in queries]))
+        for name, part, vectors in zip(conditions, parts, slots, strict=True):
+            cosines[name][asked[name]] = part.reshape(vectors.shape[:2])
+    return cosines, of_cohort
 
 
 def _judge(
-    embedder: CSCEmbedder, trials: TrialSet, kinds: tuple[str, str], embedded: Mapping[str, _Embedded], bar: tqdm
+    embedder: CSCEmbedder, trials: TrialSet, condition: Trials, embedded: Mapping[str, _Embedded], bar: tqdm
 ) -> np.ndarray:
-    """(enrolments, signals): logits of each enrolment, by signals of the first kind, for each signal of the second. Of
-    an enrolment that is a mixture, the highest of its slots."""
-    models, allowed = _combine(embedded[kinds[0]].embeddings, _enrolled_slots(kinds[0], embedded), trials.enrolments)
-    logits = np.empty((len(models), len(trials.recordings)), dtype=np.float32)
-    for number in range(len(trials.recordings)):
-        of_slots = np.full(allowed.shape, -np.inf, dtype=np.float32)
-        of_slots[allowed] = embedder.score(trials.signal(kinds[1], number)[0], models[allowed])
-        logits[:, number] = of_slots.max(axis=1)
+    """(trials,): logits of the trials of a condition. Of an enrolment that is a mixture, the highest of its slots."""
+    of_enrolment, of_test = condition.kinds
+    slots = _enrolled_slots(of_enrolment, embedded)
+    models, allowed = _combine(embedded[of_enrolment].embeddings, slots, trials.enrolments)
+    logits = np.empty(len(condition.test), dtype=np.float32)
+    for number, asked in enumerate(_places(condition.test, len(trials.recordings))):
+        if not len(asked):
+            continue
+        enrolled = condition.enrolment[asked]
+        of_slots = np.full(allowed[enrolled].shape, -np.inf, dtype=np.float32)
+        queries = models[enrolled][allowed[enrolled]]
+        of_slots[allowed[enrolled]] = embedder.score(trials.signal(of_test, number)[0], queries)
+        logits[asked] = of_slots.max(axis=1)
         bar.update(1)
     return logits
+
+
+def _places(numbers: np.ndarray, count: int) -> list[np.ndarray]:
+    """For each number below `count`, where it stands in `numbers`."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
 
 
 def _enrolled_slots(kind: str, embedded: Mapping[str, _Embedded]) -> np.ndarray:
@@ -318,25 +340,26 @@ def _score_condition(
     trials: TrialSet,
     condition: Trials,
     embedded: Mapping[str, _Embedded],
-    attended: Mapping[str, Mapping[str, np.ndarray]] | None,
+    answers: tuple[np.ndarray, np.ndarray] | None,
     members: np.ndarray | None,
     top_k: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The scores (trials,) of a condition, and those of the slots known to be the target's."""
+    """The scores (trials,) of a condition, and those of the slots known to be the target's.
+
+    `answers` are those of the cross-attention: the cosines of the condition's trials, and of the cohort (`_attend`).
+    """
     of_enrolment, of_test = condition.kinds
     enrolment, test = embedded[of_enrolment], embedded[of_test]
-    answers = None if attended is None else attended[of_enrolment]
 
     def score(enrolment_slots: np.ndarray, test_slots: np.ndarray) -> np.ndarray:
         if answers is None:
             models, allowed = _combine(enrolment.embeddings, enrolment_slots, trials.enrolments)
             scores = _score(condition, models, allowed, test.embeddings, test_slots)
         else:
-            cosines = answers[of_test][condition.enrolment, condition.test]  # (trials, slots)
-            scores = np.where(test_slots[condition.test], cosines, -np.inf).max(axis=1)
+            scores = np.where(test_slots[condition.test], answers[0], -np.inf).max(axis=1)
         if members is None:
             return scores
-        cohort_of_enrolments = _score_cohort(models, allowed, members) if answers is None else answers["cohort"]
+        cohort_of_enrolments = _score_cohort(models, allowed, members) if answers is None else answers[1]
         cohort_of_tests = _score_cohort(test.embeddings, test_slots, members)
         top = min(top_k, len(members))
         return as_norm(scores, condition.enrolment, condition.test, cohort_of_enrolments, cohort_of_tests, top)
@@ -359,18 +382,14 @@ def _combine(embeddings: np.ndarray, slots: np.ndarray, groups: np.ndarray) -> t
 def _score(
     condition: Trials, enrolment: np.ndarray, enrolment_slots: np.ndarray, test: np.ndarray, test_slots: np.ndarray
 ) -> np.ndarray:
-    """(trials,) the highest cosine of two of the slots, in blocks of enrolments."""
-    order = np.argsort(condition.enrolment, kind="stable")
-    rows = max(1, SCORES_AT_A_TIME // (test_slots.size * enrolment_slots.shape[1]))
-    scores = np.empty(len(order), dtype=np.float32)
-    for start in range(0, len(enrolment), rows):
-        block = slice(start, start + rows)
-        cosine = np.tensordot(enrolment[block], test, axes=(2, 2))  # (rows, slots, signals, slots)
-        allowed = enrolment_slots[block, :, None, None] & test_slots
-        best = np.where(allowed, cosine, -np.inf).max(axis=(1, 3))
-        first, last = np.searchsorted(condition.enrolment, (start, start + rows), sorter=order)
-        chosen = order[first:last]
-        scores[chosen] = best[condition.enrolment[chosen] - start, condition.test[chosen]]
+    """(trials,) the highest cosine of two of the slots. Only pairs on the list are compared."""
+    scores = np.empty(len(condition.test), dtype=np.float32)
+    for start in range(0, len(scores), TRIALS_AT_A_TIME):
+        block = slice(start, start + TRIALS_AT_A_TIME)
+        models, tests = condition.enrolment[block], condition.test[block]
+        cosine = enrolment[models] @ test[tests].swapaxes(1, 2)  # (trials, slots, slots)
+        allowed = enrolment_slots[models][:, :, None] & test_slots[tests][:, None]
+        scores[block] = np.where(allowed, cosine, -np.inf).max(axis=(1, 2))
     return scores
 
 

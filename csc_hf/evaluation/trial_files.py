@@ -85,12 +85,14 @@ def read_trials(path: str | os.PathLike, root: str | os.PathLike) -> TrialSet:
         sides.append(files)
     if not labels:
         raise ValueError(f"{os.fspath(path)} holds no trial")
-    names, numbers = np.unique(sides, return_inverse=True)
+    names = sorted({name for files in sides for name in files})
+    places = {name: place for place, name in enumerate(names)}
+    numbers = np.array([[places[name] for name in files] for files in sides], dtype=np.int32)
     paths = [Path(root) / name for name in names]
     missing = [file for file in paths if not file.is_file()]
     if missing:
         raise ValueError(f"{len(missing)} of {len(paths)} files are missing, such as {str(missing[0])!r}: check root")
-    enrolment, test = numbers.reshape(-1, 2).T.astype(np.int32)
+    enrolment, test = numbers.T
     is_target = np.array(labels)
     speakers = _connect(len(names), enrolment[is_target], test[is_target])
     wrong = ~is_target & (speakers[enrolment] == speakers[test])
@@ -98,8 +100,7 @@ def read_trials(path: str | os.PathLike, root: str | os.PathLike) -> TrialSet:
         raise ValueError(f"{sides[wrong.argmax()]} is a non-target trial, but target trials make them one speaker")
     return TrialSet(
         recordings=tuple(
-            AudioFile(str(name), file, str(speaker))
-            for name, file, speaker in zip(names, paths, speakers, strict=True)
+            AudioFile(name, file, str(speaker)) for name, file, speaker in zip(names, paths, speakers, strict=True)
         ),
         talkers=np.arange(len(names))[:, None],
         enrolments=np.arange(len(names))[:, None],

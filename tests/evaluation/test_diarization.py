@@ -13,10 +13,11 @@ from speech import make_rows, write
 from tone_talkers import RATE, ToneModel, talk
 
 from csc_hf import CSCConfig, CSCModel
+from csc_hf.cli.recordings import EXTENSIONS
 from csc_hf.data.conversations import LONGEST_PAUSE, ConversationConfig
 from csc_hf.data.utterances import Utterance
 from csc_hf.diarization import DiarizationSettings
-from csc_hf.evaluation.conversations import Recording, build_conversations, read_recordings
+from csc_hf.evaluation.conversations import AUDIO_ENDINGS, Recording, build_conversations, read_recordings
 from csc_hf.evaluation.diarization import (
     _search,
     conditions_of,
@@ -100,12 +101,49 @@ def test_recordings_with_rttm(tmp_path):
     (found,) = read_recordings(tmp_path, rttm)
     assert found.reference == [(0.5, 2.0, "anna"), (1.0, 3.0, "ben")] and found.load().shape == (1600,)
     assert read_recordings(tmp_path, tmp_path)[0].reference == found.reference
+    for name in ("call.TextGrid", "call.eaf", "call.mdtm", "call", "._call.wav"):  # of annotators, and of macOS
+        (tmp_path / name).write_text("no audio")
+    assert len(read_recordings(tmp_path, rttm)) == 1
     soundfile.write(tmp_path / "call.flac", np.zeros(800), 8000)
-    with pytest.raises(ValueError, match="2 audio files of the recording 'call'"):
+    with pytest.raises(ValueError, match=r"2 audio files of the recording 'call' .*call\.flac, .*call\.wav"):
         read_recordings(tmp_path, rttm)
     rttm.write_text("")
     with pytest.raises(ValueError, match="no turns"):
         read_recordings(tmp_path, rttm)
+
+
+def test_audio_is_what_the_command_line_takes_for_it():
+    assert EXTENSIONS < AUDIO_ENDINGS
+
+
+def test_white_space_in_the_name_of_a_file_is_an_underscore_in_rttm(tmp_path):
+    soundfile.write(tmp_path / "my  call.wav", np.zeros(800), 8000)
+    (tmp_path / "labels.rttm").write_text("SPEAKER my_call 1 0.5 1.5 <NA> <NA> anna <NA> <NA>\n")
+    assert [found.name for found in read_recordings(tmp_path, tmp_path / "labels.rttm")] == ["my_call"]
+    soundfile.write(tmp_path / "my_call.wav", np.zeros(800), 8000)
+    with pytest.raises(ValueError, match="2 audio files of the recording 'my_call'"):
+        read_recordings(tmp_path, tmp_path / "labels.rttm")
+
+
+def test_recordings_are_scored_within_their_uem(tmp_path):
+    audio, labels = tmp_path / "audio", tmp_path / "labels"
+    for folder in (audio, labels):
+        folder.mkdir()
+    soundfile.write(audio / "call.wav", np.zeros(1600), 160)
+    rttm = labels / "call.rttm"
+    rttm.write_text("".join(f"SPEAKER call 1 {s} {e - s} <NA> <NA> {who} <NA> <NA>\n" for s, e, who in TURNS))
+    assert read_recordings(audio, rttm)[0].scored is None
+    for place in (audio, labels):
+        (place / "x.uem").write_text("call 1 0 5\n")
+        (found,) = read_recordings(audio, rttm)
+        assert found.scored == [(0, 5)] and found.overlap == pytest.approx(1 / 5)
+        assert read_recordings(audio, labels)[0].scored == found.scored
+        assert read_recordings(audio, rttm, uem=[])[0].scored is None
+        (place / "x.uem").rename(tmp_path / "elsewhere.uem")
+    assert read_recordings(audio, rttm, [tmp_path / "elsewhere.uem"])[0].scored == [(0, 5)]
+    (tmp_path / "elsewhere.uem").write_text("other 1 0 5\n")
+    with pytest.raises(ValueError, match="no region of the recording 'call' in .*elsewhere.uem"):
+        read_recordings(audio, rttm, [tmp_path / "elsewhere.uem"])
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -167,6 +205,49 @@ def test_frame_errors_are_those_of_the_best_pairs():
     assert frame_errors(reference, reference[::-1]) == 0
     assert frame_errors(reference, np.zeros((0, 5), bool)) == 5
     assert frame_errors(reference, np.ones((1, 5), bool)) == 1 + 1 + 1  # one confused, one missed, one false alarm
+
+
+def test_only_what_is_scored_counts():
+    silence = np.zeros(10 * RATE, np.float32)
+    part = replace(recording(), scored=[(3.5, 4.5), (7.0, 100.0)])
+    found = score(part, silence, [(0, 4, "x"), (3, 6, "y"), (6, 7, "z"), (9, 10, "y")], 1.0)
+    assert found.speech == pytest.approx(0.5 + 1 + 2) and found.seconds == 10
+    assert (found.missed, found.confusion, found.false_alarm) == pytest.approx((1, 0.5, 0))
+    assert (found.num_speakers, found.num_found) == (2, 2)
+    assert conditions_of(replace(recording(), scored=[(4.0, 6.0)])) == ["all", "1 speakers", "overlap < 5 %"]
+    with pytest.raises(ValueError, match="nothing of the recording 'one' is scored"):
+        score(replace(recording(), scored=[(10.0, 20.0)]), silence, [], 1.0)
+
+
+def test_speakers_who_are_not_scored_do_not_lower_the_jaccard_error():
+    """Cleo speaks after the end of the audio, as in a reference of a longer cut of the recording."""
+    errors = errors_of([], [*TURNS, (12.0, 14.0, "cleo")])
+    assert errors.num_speakers == 2 and summarise([errors], 0)["jer"] == 1
+
+
+def test_turns_of_one_speaker_that_overlap_are_one():
+    reference = [(0.0, 4.0, "a"), (3.0, 6.0, "a"), (0.0, 4.0, "a"), (8.0, 10.0, "b")]
+    assert recording(reference).overlap == 0
+    for found in ([(0, 6, "x"), (8, 10, "y")], [(0, 5, "x"), (2, 6, "x"), (8, 10, "y")]):
+        errors = errors_of(found, reference)
+        assert errors.speech == 8 and errors.missed == errors.false_alarm == errors.confusion == errors.jaccard == 0
+
+
+def test_recordings_in_which_nobody_speaks_are_counted_apart():
+    alarmed, right = errors_of([(0, 2, "x")], []), errors_of([], [])
+    for errors, rate in (([alarmed], 1), ([right], 0), ([right, alarmed], 1)):
+        found = summarise(errors, num_resamples=20)
+        assert found["der"] == found["jer"] == rate and found["missed"] == 0
+    perfect = errors_of(TURNS)
+    found = summarise([perfect, alarmed, right], num_resamples=20)
+    assert found["der"] == found["jer"] == 0 and found["der_interval"][0] == 0
+    assert (found["recordings"], found["without_speech"], found["alarms"]) == (3, 2, 1)
+    assert found["count_right"] == pytest.approx(2 / 3)
+    heard = [recording(), recording([]), recording([])]
+    assert conditions_of(heard[1]) == ["all", "0 speakers"]
+    report = format_report(summarise_by_condition(heard, {"ours": [perfect, alarmed, right]}, 0))
+    assert "alarms without speech" in report and "1 of 2" in report
+    assert "alarms" not in format_report(summarise_by_condition(heard[:1], {"ours": [perfect]}, 0))
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -232,6 +313,21 @@ def test_script(tmp_path, capsys):
     assert stored.conversations_sha256 == results["conversations_sha256"]
 
 
+def test_script_says_that_parts_are_scored(tmp_path, capsys):
+    soundfile.write(tmp_path / "call.wav", talk((0, 0.5, 3.0), (1, 4.0, 9.0), seconds=10), RATE)
+    (tmp_path / "call.rttm").write_text("SPEAKER call 1 0.5 2.5 <NA> <NA> anna <NA> <NA>\n")
+    (tmp_path / "call.uem").write_text("call 1 0 4\n")
+    options = ["one-speaker", "--recordings", str(tmp_path), "--rttm", str(tmp_path / "call.rttm")]
+    options += ["--num_resamples", "0", "--output_dir", str(tmp_path)]
+    found = {}
+    for uem in ([], ["--uem", str(tmp_path / "call.uem")], ["--uem", "none"]):
+        load_script().main([*options, *uem])
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert ("UEM" in capsys.readouterr().err) == (results["recordings"][0]["scored"] is not None)
+        found[tuple(uem[1:])] = results["results"]["one-speaker"]["all"]["der"]
+    assert list(found.values()) == pytest.approx([1.5 / 2.5, 1.5 / 2.5, 7.5 / 2.5])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -239,6 +335,7 @@ def test_script(tmp_path, capsys):
         ["one-speaker", "--data", "a", "--recordings", "b", "--rttm", "c"],
         ["one-speaker", "--recordings", "b"],
         ["one-speaker", "--data", "a", "--store_settings"],
+        ["one-speaker", "--data", "a", "--uem", "b"],
     ],
 )
 def test_options_that_do_not_go_together(options, capsys):

@@ -1349,8 +1349,8 @@ class CSCPreTrainedModel(PreTrainedModel):
         return cast(nn.PReLU, self.base_model.slot_activation).weight.dtype
 
     def freeze_base_model(self) -> None:
-        """Freezes the encoder, so that training changes only the head. In training mode, too, the encoder's batch norms
-        then use their moving averages and do not update them."""
+        """Freezes the encoder, so that training changes only the head. In training mode, too, its batch norms then use
+        their moving averages and do not update them."""
         self.base_model.requires_grad_(False)
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]

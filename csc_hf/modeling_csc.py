@@ -1348,6 +1348,11 @@ class CSCPreTrainedModel(PreTrainedModel):
         The activation is a layer that no adapter or quantiser replaces."""
         return cast(nn.PReLU, self.base_model.slot_activation).weight.dtype
 
+    def freeze_base_model(self) -> None:
+        """Freezes the encoder, so that training changes only the head. In training mode, too, its batch norms then use
+        their moving averages and do not update them."""
+        self.base_model.requires_grad_(False)
+
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """There is no vocabulary. Accelerate asks, to place its embeddings."""
 
@@ -1880,16 +1885,7 @@ class CSCForSpeechSeparation(CSCPreTrainedModel):
         )
 
 
-class CSCHead(CSCPreTrainedModel):
-    """A model with a head of its own on top of the encoder."""
-
-    def freeze_base_model(self) -> None:
-        """Freezes the encoder, `csc`: training then changes the head alone. Its batch norms use their moving averages,
-        and leave them as they are."""
-        self.base_model.requires_grad_(False)
-
-
-class CSCForXVector(CSCHead):
+class CSCForXVector(CSCPreTrainedModel):
     """CSC with one speaker embedding per recording, for verification, and an additive angular margin softmax over
     `config.num_labels` training speakers."""
 
@@ -1931,7 +1927,7 @@ class CSCForXVector(CSCHead):
         )
 
 
-class CSCForSpeakerVerification(CSCHead):
+class CSCForSpeakerVerification(CSCPreTrainedModel):
     """
     CSC that scores trials and sees both sides of them (as Neural Scoring does, arXiv 2410.16428): the enrolment of a
     person is the query of CSC's cross-attention over the segments of a test recording, in which others may speak.
@@ -2097,7 +2093,7 @@ class CSCForSpeakerVerification(CSCHead):
         return torch.cat(rows)
 
 
-class CSCForSequenceClassification(CSCHead):
+class CSCForSequenceClassification(CSCPreTrainedModel):
     """CSC that classifies a recording (language, emotion, command, ...) by the mean of the shared trunk and the
     embedding of its main speaker."""
 
@@ -2139,7 +2135,7 @@ class CSCForSequenceClassification(CSCHead):
         )
 
 
-class CSCForAudioFrameClassification(CSCHead):
+class CSCForAudioFrameClassification(CSCPreTrainedModel):
     """CSC that gives each segment (every `config.segment_stride` samples) any number of labels: who speaks when, with
     overlap, or any other activity."""
 

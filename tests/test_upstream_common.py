@@ -89,7 +89,6 @@ def test_a_folder_with_the_installed_version_is_taken(monkeypatch, tmp_path):
 SKIPPED_BY_UPSTREAM = {
     "test_attn_implementation_composite_models": "composite configuration",
     "test_bc_cache_name_forward": "key-value cache",
-    "test_can_load_from_already_mapped_keys": "renamed weights of old checkpoints: there are no old checkpoints",
     "test_can_set_attention_dynamically_composite_model": "composite configuration",
     "test_causal_lm_loss_honors_shift_labels": "language model loss",
     "test_eager_matches_batched_and_grouped_inference": "mixture of experts",
@@ -110,7 +109,6 @@ SKIPPED_BY_UPSTREAM = {
     "test_resize_embeddings_untied_no_reinit_on_post_init": "token embeddings",
     "test_resize_position_vector_embeddings": "learnt position embeddings: ours are computed",
     "test_resize_tokens_embeddings": "token embeddings",
-    "test_reverse_loading_mapping": "renamed weights of old checkpoints: there are no old checkpoints",
     "test_sdpa_can_dispatch_composite_models": "composite configuration",
     "test_sliding_window_mask": "sliding window attention",
     "test_tied_head_has_a_tp_plan_entry": "tensor parallel plan",

@@ -22,11 +22,13 @@ class Enrolment:
         embedding: (embedding,) of unit length, mean over the recordings of the embedding of their main speaker.
         memory: (segments, hidden size), all slots of all recordings, for the cross-attention; None without it.
         silent: Whether a recording is silent.
+        several_speakers: Whether a recording holds more than one active slot.
     """
 
     embedding: np.ndarray
     memory: torch.Tensor | None
     silent: bool
+    several_speakers: bool = False
 
 
 def enrol(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_memory: bool = False) -> Enrolment:
@@ -58,6 +60,7 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[np.ndarray], with_m
         embedding=mean / np.linalg.norm(mean),
         memory=torch.cat(segments) if with_memory else None,
         silent=any(is_silent(waveform) for waveform in waveforms),
+        several_speakers=any((found.activity > 0).sum() > 1 for found in speakers),
     )
 
 

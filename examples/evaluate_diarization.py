@@ -35,7 +35,9 @@ from csc_hf.evaluation.conversations import (
 from csc_hf.evaluation.diarization import evaluate, fit_settings, format_report, summarise_by_condition
 from csc_hf.evaluation.diarizers import PEERS, CSCDiarizer, Diarizer
 from csc_hf.evaluation.trials import decode_usable
+from csc_hf.files import check_folder, write_file
 from csc_hf.streaming import LiveDiarizer, join_turns
+from csc_hf_cli import escape_unprintable
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -136,7 +138,10 @@ def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diari
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args = parse_args(argv)
+    if args.output_dir is not None:
+        check_folder(args.output_dir)
     diarizers = load(args, None if args.fit_on is None else open_conversations(args, args.fit_on))
     if args.data is None and args.recordings is None:
         return
@@ -144,9 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     recordings = conversations or read_recordings(args.recordings, args.rttm)
     heard, errors = evaluate(recordings, diarizers)
     results = summarise_by_condition(heard, errors, args.num_resamples)
-    print(format_report(results))
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
         everything = {
             "command": shlex.join(["python", *(sys.argv if argv is None else [sys.argv[0], *argv])]),
             "conversations_sha256": None if conversations is None else conversations.sha256,
@@ -160,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
                 for number, recording in enumerate(heard)
             ],
         }
-        (args.output_dir / "results.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+        write_file(args.output_dir / "results.json", json.dumps(everything, indent=1))
+    print(format_report(results))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from csc_hf.training.finetuning import (
     save,
     trainer_arguments,
 )
+from csc_hf_cli import escape_unprintable
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
     training_args = trainer_arguments(
         args,

@@ -40,6 +40,7 @@ from csc_hf.training.finetuning import (
     save,
     train,
 )
+from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
@@ -146,6 +147,8 @@ def compute_losses(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, d
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
+
     def add_options(parser):
         add_config_options(parser.add_argument_group("conversations"), ConversationConfig)
 

@@ -52,6 +52,7 @@ from csc_hf.training.finetuning import (
     train_and_verify,
 )
 from csc_hf.training.teacher import centre, read_or_embed
+from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
@@ -238,6 +239,8 @@ class SlotClassifier(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
+
     def add_options(parser: argparse.ArgumentParser) -> None:
         of_every_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         add_config_options(

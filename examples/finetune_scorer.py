@@ -37,6 +37,7 @@ from csc_hf.training.finetuning import (
     reservoir_config,
     train_and_verify,
 )
+from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
@@ -92,6 +93,8 @@ def compute_losses(model: nn.Module, sides: dict[str, torch.Tensor]) -> tuple[to
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
+
     def add_options(parser: argparse.ArgumentParser) -> None:
         add_config_options(parser.add_argument_group("mixing"), MixingConfig, "mixing.", SET_HERE)
 

@@ -37,6 +37,7 @@ from csc_hf.training.finetuning import (
     save,
     trainer_arguments,
 )
+from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 
@@ -99,6 +100,7 @@ def verify(model: CSCForXVector, trials: TrialSet) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
     training_args = trainer_arguments(args, args.batch_size)
     set_seed(args.seed)

@@ -74,10 +74,15 @@ def diarize(
                     "by one"
                 )
         check_targets([Path(target) for target in (rttm, audacity) if target not in (None, STDIN)], found)
+        if voices is not None:
+            from ..files import check_folder
+
+            check_folder(voices)
         name = check_model(model)
         from ..diarization import check_frame_activity, settings_of
         from ..diarization import diarize as find_turns
-        from .store import load_voices, write_aside
+        from ..files import write_file
+        from .store import load_voices
 
         network = load_model(name)
         check_frame_activity(network)
@@ -124,5 +129,5 @@ def diarize(
             status = for_each(Progress("diarizing", network, found, step), work)
         for target, texts in lines.items():
             if target != STDIN:
-                write_aside(Path(target), "".join(texts).encode())
+                write_file(target, "".join(texts))
     return status

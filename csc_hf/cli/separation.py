@@ -42,11 +42,13 @@ def separate(
                     f"{other.name!r} and {recording.name!r} would be written to the same files: separate them into "
                     "different folders"
                 )
+        from ..files import check_folder
+
+        check_folder(out)
         network = load_pipeline("speech-separation", check_model(model)).model
         from ..long_audio import separate as separate_audio
         from .files import write_voices
 
-        out.mkdir(parents=True, exist_ok=True)
         slots = range(network.config.num_sources)
         targets = {recording: [out / f"{stem}-{slot + 1}.wav" for slot in slots] for stem, recording in stems.items()}
         check_targets([target for of_one in targets.values() for target in of_one], found)
@@ -105,8 +107,6 @@ def extract(
         check_stdout(out)
         if out != STDIN:
             check_targets([Path(out)], [*mixes, *enrolments])
-            if not Path(out).resolve().parent.is_dir():
-                raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
         pipe = load_pipeline("target-speaker-extraction", check_model(model))
         from ..extraction import LATENCY_SECONDS
         from ..extraction import extract as extract_voice

@@ -16,8 +16,8 @@ own."""
 
 RIDGE = 1e-5
 """Weight, in the loss (nats), of half the squared scale and offset of scores of unit variance, at even odds. At others
-it falls with the share of the rarer class, as the loss itself does. It keeps the calibration of separable scores finite,
-and changes that of overlapping ones by less than 1 %."""
+it falls with the share of the rarer class, as the loss itself does. It keeps the calibration of separable scores
+finite, and changes that of overlapping ones by less than 1 %."""
 
 CLEAN = "clean"
 """The condition of one voice on either side."""
@@ -180,8 +180,8 @@ def fit_calibration(
     if scores[is_target].mean() <= scores[~is_target].mean():
         raise ValueError(
             f"targets score {size * scores[is_target].mean():.4g} on average, non-targets "
-            f"{size * scores[~is_target].mean():.4g}: such scores tell nothing of the speaker, check the model and the "
-            "labels"
+            f"{size * scores[~is_target].mean():.4g}: such scores tell nothing of the speaker, check the model and "
+            "the labels"
         )
     mean, deviation = scores.mean(), scores.std()
     weights = np.where(is_target, p_target / is_target.sum(), (1 - p_target) / (~is_target).sum())

@@ -3,22 +3,12 @@
 which takes seconds: `csc-hf --help` has to answer at once."""
 
 import importlib.util
-import io
 import sys
 from pathlib import Path
 
 
-def escape_unprintable() -> None:
-    r"""Let what the encoding of standard output or error lacks, such as a Cyrillic name on a Western console, be
-    printed as an escape (\u043e) instead of ending the run. Every command and script calls this first."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def main() -> None:
     """Load `csc_hf/cli/__init__.py` by its path, without `csc_hf/__init__.py`, and run its command line."""
-    escape_unprintable()
     package = importlib.util.find_spec("csc_hf")
     assert package is not None and package.origin is not None  # it is installed together with this module
     folder = Path(package.origin).parent / "cli"

@@ -38,7 +38,7 @@ from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trials import build_trials, decode_usable
 from csc_hf.evaluation.verification import measure
 from csc_hf.export import export_onnx
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER, COMPILED, ONNX, INT8 = "PyTorch", "PyTorch, compiled", "ONNX Runtime", "ONNX Runtime, int8"

@@ -25,7 +25,7 @@ from measure import table
 from pretraining_step import gpu, pretraining
 from torch.cuda import is_available as has_gpu
 
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 SECTIONS = {section.__name__: section for section in (trunk, embedding, separation, growth, pretraining, gpu)}
 OF_ALL_CORES = (pretraining, gpu)

@@ -31,8 +31,8 @@ from csc_hf.data.mixing import MixingConfig
 from csc_hf.data.reservoir import ReservoirConfig
 from csc_hf.data.stream import MixtureStream
 from csc_hf.data.utterances import stream_utterances
+from csc_hf.files import escape_unprintable
 from csc_hf.training.cpu import keep_freed_memory
-from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_speech"
 COLUMNS = {"speaker_column": None, "source_column": None}

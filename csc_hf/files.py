@@ -2,6 +2,7 @@
 """Where results are written: checked before the work, and each file complete or not there."""
 
 import contextlib
+import io
 import os
 import shutil
 import stat
@@ -95,6 +96,14 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> None:
     """Write a file as [`writing`] does: bytes, or text as UTF-8."""
     with writing(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def escape_unprintable() -> None:
+    r"""Let what the encoding of standard output or error lacks, such as a Cyrillic name on a Western console, be
+    printed as an escape (\u043e) instead of ending the run. Every script calls this first; `csc-hf` does the same."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_stream(path: Path) -> bool:

@@ -35,9 +35,8 @@ from csc_hf.evaluation.conversations import (
 from csc_hf.evaluation.diarization import evaluate, fit_settings, format_report, summarise_by_condition
 from csc_hf.evaluation.diarizers import PEERS, CSCDiarizer, Diarizer
 from csc_hf.evaluation.trials import decode_usable
-from csc_hf.files import check_folder, write_file
+from csc_hf.files import check_folder, escape_unprintable, write_file
 from csc_hf.streaming import LiveDiarizer, join_turns
-from csc_hf_cli import escape_unprintable
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -32,9 +32,8 @@ from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.evaluation.trial_set import TrialSet
 from csc_hf.evaluation.trials import build_trials, decode_usable
 from csc_hf.extraction import extract
-from csc_hf.files import check_folder, write_file
+from csc_hf.files import check_folder, escape_unprintable, write_file
 from csc_hf.streaming import LiveExtractor, speaker_threshold
-from csc_hf_cli import escape_unprintable
 
 SILENT_DB = -20.0
 """Level of the output, relative to the input, below which it counts as silent."""

@@ -16,7 +16,7 @@ import shlex
 import sys
 
 from csc_hf.evaluation.command import add_options, check_options, run
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,6 +26,7 @@ from csc_hf import CSCFeatureExtractor, CSCForSequenceClassification
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.reservoir import ANY_LENGTH, SkippedRows, UnusableRow, usable_utterance
 from csc_hf.data.utterances import Row, dataset_arguments, label_or_none
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import (
     FinetuningArguments,
@@ -35,7 +36,6 @@ from csc_hf.training.finetuning import (
     save,
     trainer_arguments,
 )
-from csc_hf_cli import escape_unprintable
 
 logger = logging.getLogger(__name__)
 

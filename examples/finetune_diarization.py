@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from csc_hf import CSCConfig, CSCForAudioFrameClassification
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.conversations import ConversationConfig, activity, draw_conversation, segment_labels
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
@@ -40,7 +41,6 @@ from csc_hf.training.finetuning import (
     save,
     train,
 )
-from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 

@@ -38,6 +38,7 @@ from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig, MixtureRecipe
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.evaluation.embedders import EMBEDDERS
+from csc_hf.files import escape_unprintable
 from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.distributed import create_accelerator
@@ -52,7 +53,6 @@ from csc_hf.training.finetuning import (
     train_and_verify,
 )
 from csc_hf.training.teacher import centre, read_or_embed
-from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 

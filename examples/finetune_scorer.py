@@ -25,6 +25,7 @@ from torch import nn
 from csc_hf import CSCForSpeakerVerification
 from csc_hf.data.mixing import MixingConfig
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
@@ -37,7 +38,6 @@ from csc_hf.training.finetuning import (
     reservoir_config,
     train_and_verify,
 )
-from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 

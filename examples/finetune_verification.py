@@ -26,6 +26,7 @@ from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trial_set import TrialSet
 from csc_hf.evaluation.verification import measure
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import (
     SpeechArguments,
@@ -37,7 +38,6 @@ from csc_hf.training.finetuning import (
     save,
     trainer_arguments,
 )
-from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "demo_speech"
 

@@ -22,10 +22,9 @@ from PIL import Image
 
 from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE, decode_audio
-from csc_hf.files import check_folder, writing
+from csc_hf.files import check_folder, escape_unprintable, writing
 from csc_hf.long_audio import separate
 from csc_hf.training.visualize import ATTENTION_RANGE, attention_weights
-from csc_hf_cli import escape_unprintable
 
 ROOT = Path(__file__).resolve().parents[1]
 AUDIO = ROOT / "examples" / "audio"

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import parse_pretraining_arguments
 from csc_hf.training.pretrainer import Pretrainer
-from csc_hf_cli import escape_unprintable
 
 DEMO = Path(__file__).resolve().parent / "configs" / "demo.yaml"
 

@@ -20,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import csc_hf
 from csc_hf import CSCConfig, CSCFeatureExtractor
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 CARDS = Path(__file__).resolve().parent
 CODE = ("configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py")

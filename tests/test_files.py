@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import csc_hf_cli
 from csc_hf.cli.files import write_voices
-from csc_hf.files import check_folder, check_target, write_file, writing
+from csc_hf.files import check_folder, check_target, escape_unprintable, write_file, writing
 from csc_hf.long_audio import file_writer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +105,7 @@ def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
 def test_what_a_code_page_lacks_is_escaped(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
-    csc_hf_cli.escape_unprintable()
+    escape_unprintable()
     print("é ≥ \u043e", flush=True)
     assert raw.getvalue().strip() == b"\xe9 \\u2265 \\u043e"
 
@@ -116,4 +115,4 @@ def test_every_script_escapes_what_it_cannot_print():
     mains = {path: text for path in scripts if "\ndef main(" in (text := path.read_text(encoding="utf-8"))}
     assert len(mains) > 15
     missing = [path.name for path, text in mains.items() if "\n    escape_unprintable()\n" not in text]
-    assert not missing, f"their main() calls csc_hf_cli.escape_unprintable() first: {missing}"
+    assert not missing, f"their main() calls csc_hf.files.escape_unprintable() first: {missing}"

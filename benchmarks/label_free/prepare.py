@@ -37,7 +37,7 @@ import soundfile
 from datasets import Audio, Dataset, concatenate_datasets, load_dataset
 
 from csc_hf.audio import SAMPLING_RATE, decode_audio
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 COLUMNS = ["id", "audio", "speaker_id", "source", "licence", "seconds"]
 

@@ -21,7 +21,7 @@ from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.evaluation.embedders import load_embedder
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 SECONDS = 4.0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 CONDITIONS = ("clean", "noise0", "mix0", "mix0_mix0")
 STARTS = {"untrained": "from nothing", "label_free": "from label-free weights"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import Audio, load_dataset
 
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 NUM_SHARDS = 4
 

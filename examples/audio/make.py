@@ -14,7 +14,7 @@ import soundfile
 
 from csc_hf.audio import SAMPLING_RATE, power
 from csc_hf.data.utterances import stream_utterances
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 FOLDER = Path(__file__).resolve().parent
 ALONE = {"anna": "test-000-02", "ben": "test-001-04"}

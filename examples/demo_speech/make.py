@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csc_hf_cli import escape_unprintable
+from csc_hf.files import escape_unprintable
 
 MAX_BYTES = 7_950_000  # of all Parquet files together
 TRAIN_UTTERANCES_PER_VOICE = 3

@@ -26,8 +26,8 @@ from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE, SILENCE_POWER, power, read_blocks
 from csc_hf.diarization import Diarization, Turn
 from csc_hf.evaluation.calibration import Calibration
+from csc_hf.files import escape_unprintable
 from csc_hf.plots import COLOURS, plot_attention, plot_diarization
-from csc_hf_cli import escape_unprintable
 
 HERE = Path(__file__).resolve().parent
 MODEL = os.environ.get("CSC_HF_MODEL") or HERE.parents[1] / "model_cards" / "csc-small"

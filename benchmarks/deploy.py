@@ -38,6 +38,7 @@ from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trials import build_trials, decode_usable
 from csc_hf.evaluation.verification import measure
 from csc_hf.export import export_onnx
+from csc_hf.files import escape_unprintable
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER, COMPILED, ONNX, INT8 = "PyTorch", "PyTorch, compiled", "ONNX Runtime", "ONNX Runtime, int8"
@@ -237,6 +238,7 @@ def has_avx512() -> bool:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "model_cards" / "csc-small"), help="folder or Hub name")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, in each of which every way runs once")

@@ -25,6 +25,8 @@ from measure import table
 from pretraining_step import gpu, pretraining
 from torch.cuda import is_available as has_gpu
 
+from csc_hf.files import escape_unprintable
+
 SECTIONS = {section.__name__: section for section in (trunk, embedding, separation, growth, pretraining, gpu)}
 OF_ALL_CORES = (pretraining, gpu)
 PACKAGES = "torch torchaudio transformers numpy asteroid speechbrain resemblyzer librosa"
@@ -48,6 +50,7 @@ def machine() -> list[str]:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="rounds, in each of which every model runs once")
     parser.add_argument("--threads", type=int, help="default: one, and all cores for pre-training steps")

@@ -31,6 +31,7 @@ from csc_hf.data.mixing import MixingConfig
 from csc_hf.data.reservoir import ReservoirConfig
 from csc_hf.data.stream import MixtureStream
 from csc_hf.data.utterances import stream_utterances
+from csc_hf.files import escape_unprintable
 from csc_hf.training.cpu import keep_freed_memory
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_speech"
@@ -88,6 +89,7 @@ def resident_memory(folder: str, reservoir_seconds: float, marks: list[int]) -> 
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(DEMO))
     parser.add_argument("--rounds", type=int, default=5)

@@ -26,12 +26,14 @@ from transformers.utils import logging
 
 from .audio import SILENCE_POWER, OneChannel, power, read_file
 from .enrolment import check_name
+from .files import check_folder
 from .long_audio import (
     Job,
     Recording,
     check_separates,
     chunks,
     cross_fade,
+    file_writer,
     open_recording,
     run,
     scale_to_mixture,
@@ -294,6 +296,8 @@ def diarization(
     bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
     enrolled = check_enrolled(enrolled or {}, model.config.speaker_embedding_size)
     settings = settings or settings_of(model)
+    if voices is not None:
+        check_folder(voices)
     evidence = yield from listen(model, recording, settings.chunk_seconds, settings.overlap_seconds)
     labels, activity, result = decide(evidence, settings, bounds, enrolled)
     if voices is not None:
@@ -708,20 +712,9 @@ def _write_voices(
         active: bool (speakers, frames), who speaks when.
         names: Of the speakers.
     """
-    import soundfile
-
     config = model.config
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
-        outputs = [
-            files.enter_context(soundfile.SoundFile(folder / f"{name}.wav", "w", config.sampling_rate, 1, "FLOAT"))
-            for name in names
-        ]
-
-        def write(block: np.ndarray) -> None:
-            for output, samples in zip(outputs, block, strict=True):
-                output.write(samples)
-
+        write = file_writer([folder / f"{name}.wav" for name in names], config.sampling_rate, files)
         tail, position = np.zeros((len(names), 0), np.float32), 0
         found = _frame_chunks(recording, config, settings.chunk_seconds, settings.overlap_seconds)
         for (start, samples), speakers in zip(found, labels, strict=True):

@@ -26,11 +26,13 @@ class Enrolment:
         embedding: (embedding,) of unit length, mean over the recordings of the embedding of their main speaker.
         memory: (segments, hidden size), all slots of all recordings, for the cross-attention; None without it.
         silent: Whether a recording is silent.
+        several_speakers: Whether a recording holds more than one active slot.
     """
 
     embedding: np.ndarray
     memory: torch.Tensor | None
     silent: bool
+    several_speakers: bool = False
 
 
 def enrol(
@@ -70,6 +72,7 @@ def enrolling(model: CSCPreTrainedModel, waveforms: Sequence[Any], with_memory: 
         embedding=mean / np.linalg.norm(mean),
         memory=torch.cat(segments) if with_memory else None,
         silent=any(is_silent(waveform, model.config.sampling_rate) for waveform in waveforms),
+        several_speakers=any((found.activity > 0).sum() > 1 for found in speakers),
     )
 
 

@@ -18,6 +18,7 @@ Inputs and outputs have the names that the model gives them:
 
 import contextlib
 import copy
+import hashlib
 import importlib
 import json
 import logging
@@ -35,6 +36,7 @@ from torch.fx.experimental import _config
 
 from . import modeling_csc
 from .configuration_csc import MODEL_CLASSES, CSCConfig
+from .files import check_folder, write_file, writing
 from .modeling_csc import CSCForPreTraining, CSCForXVector, CSCModel, CSCPreTrainedModel
 from .version import __version__
 
@@ -139,8 +141,9 @@ def export_onnx(
         RuntimeError: A file computes something else than the model. Nothing can be done about it but to report it.
     """
     _check_packages()
-    folder, modules = Path(out_dir), _modules(_loaded(model), parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    loaded = _loaded(model)
+    modules = _modules(loaded, parts)
+    folder = check_folder(out_dir)
     files: dict[str, Path] = {}
     for part, module in modules.items():
         files[part] = folder / f"{part}.onnx"
@@ -148,7 +151,7 @@ def export_onnx(
         if int8:
             files[f"{part}.int8"] = folder / f"{part}.int8.onnx"
             _quantise(module, files[part], files[f"{part}.int8"])
-    _describe(folder, modules)
+    _describe(folder, loaded, modules)
     return files
 
 
@@ -162,12 +165,14 @@ def export_torch(
     Args, Returns, Raises:
         As [`export_onnx`]; it needs no other packages.
     """
-    folder, modules = Path(out_dir), _modules(_loaded(model), parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    loaded = _loaded(model)
+    modules = _modules(loaded, parts)
+    folder = check_folder(out_dir)
     files = {part: folder / f"{part}.pt2" for part in modules}
     for part, module in modules.items():
-        torch.export.save(_program(module), files[part])
-    _describe(folder, modules)
+        with writing(files[part]) as unfinished:
+            torch.export.save(_program(module), unfinished)
+    _describe(folder, loaded, modules)
     return files
 
 
@@ -224,18 +229,21 @@ def _program(module: _Part | _Scorer) -> torch.export.ExportedProgram:
         return torch.export.export(module, module.example(), dynamic_shapes=shapes)
 
 
-def _describe(folder: Path, modules: dict[str, _Part | _Scorer]) -> None:
+def _describe(folder: Path, loaded: CSCPreTrainedModel, modules: dict[str, _Part | _Scorer]) -> None:
     """Write `DESCRIPTION`. Parts that an earlier call described stay, if they are of the same model."""
     config = cast(CSCConfig, next(iter(modules.values())).model.config)
+    model = _fingerprint(loaded)
     description: dict[str, Any] = {
         "version": __version__,
+        "model_sha256": model,
         "sampling_rate": config.sampling_rate,
         "num_sources": config.num_sources,
         "speaker_embedding_size": config.speaker_embedding_size,
         "activity_stride": config.activity_stride if config.frame_activity else None,
         "segment_stride": config.segment_stride,
         "calibration": config.calibration,
-        "parts": {
+        "parts": _described(folder, model)
+        | {
             part: {
                 "inputs": {name: _SHAPES[name] for name in module.inputs},
                 "outputs": {name: _SHAPES[name] for name in module.outputs},
@@ -243,7 +251,33 @@ def _describe(folder: Path, modules: dict[str, _Part | _Scorer]) -> None:
             for part, module in modules.items()
         },
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_file(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def _described(folder: Path, model: str) -> dict[str, Any]:
+    """The parts that an earlier call has exported of a model, known by its hash, and that are still there."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        earlier = description["parts"] if description["model_sha256"] == model else {}
+        return {part: of for part, of in earlier.items() if any(folder.glob(f"{part}.*"))}
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # none, or of an earlier version, or no such file
+        return {}
+
+
+def _fingerprint(model: CSCPreTrainedModel) -> str:
+    """Hash of what the parts of a model compute: its class and weights, in float32, and its settings."""
+    settings = {name: getattr(model.config, name) for name in sorted(set(CSCConfig.__annotations__) - {"calibration"})}
+    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------------------
@@ -281,7 +315,7 @@ def _write_onnx(module: _Part | _Scorer, path: Path) -> None:
     _sum_axis_by_axis(onnx_model)
     _tidy(onnx_model, module)
     _compare(module, onnx_model.SerializeToString(), path.name)
-    onnx.save(onnx_model, path)
+    write_file(path, onnx_model.SerializeToString())
 
 
 def _exact_sigmoid() -> Callable:
@@ -376,10 +410,10 @@ def _quantise(module: _Part | _Scorer, source: Path, target: Path) -> None:
     # Filters of the spectrogram are products with constants, too.
     linear = {name for name, array in constants.items() if {array.tobytes(), array.T.tobytes()} & weights}
     kept = [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] not in linear]
-    with _quiet():
+    with _quiet(), writing(target) as unfinished:
         quantize_dynamic(
             source,
-            target,
+            unfinished,
             op_types_to_quantize=["MatMul", "LSTM"],
             nodes_to_exclude=kept,
             per_channel=True,

@@ -23,6 +23,7 @@ import torch
 from .audio import OneChannel, is_file, read_blocks
 from .configuration_csc import CSCConfig
 from .feature_extraction_csc import high_pass
+from .files import writing
 from .modeling_csc import CSCPreTrainedModel
 
 CHUNK_SECONDS = 10.0
@@ -488,14 +489,17 @@ def _array_writer(sources: np.ndarray) -> Callable[[np.ndarray], None]:
 
 def file_writer(paths: Sequence[str | os.PathLike], sampling_rate: int, files: ExitStack):
     """A function that appends blocks (slots, samples) to one file for each slot: as 32-bit floats if its format has
-    them."""
+    them. The files are there when `files` is closed, or none is if an error closes it."""
     import soundfile
 
     def subtype(path: str | os.PathLike) -> str | None:
         ending = os.path.splitext(path)[1].lstrip(".").upper()
         return "FLOAT" if soundfile.check_format(ending, "FLOAT") else None
 
-    outputs = [files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, subtype(path))) for path in paths]
+    unfinished = [files.enter_context(writing(path)) for path in paths]
+    outputs = [
+        files.enter_context(soundfile.SoundFile(path, "w", sampling_rate, 1, subtype(path))) for path in unfinished
+    ]
 
     def write(block: np.ndarray) -> None:
         for output, samples in zip(outputs, block, strict=True):

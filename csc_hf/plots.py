@@ -10,6 +10,7 @@ import torch
 
 from .audio import SAMPLING_RATE
 from .diarization import Diarization
+from .files import check_folder, writing
 from .modeling_csc import CSCForPreTraining
 
 if TYPE_CHECKING:
@@ -58,10 +59,11 @@ def plot_diarization(
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"waveform of shape {waveform.shape}: give at least one sample, of shape (samples,)")
     if isinstance(target, str | os.PathLike):
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        check_folder(Path(target).parent)
         figure = Figure(figsize=(10, 2.2 + 0.3 * diarization.num_speakers), layout="constrained")
         axes = plot_diarization(diarization, waveform, figure.subplots(), sampling_rate)
-        figure.savefig(target)
+        with writing(target) as unfinished:
+            figure.savefig(unfinished)
         return axes
     axes = target
     _draw_spectrogram(axes, waveform, sampling_rate)

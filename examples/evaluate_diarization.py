@@ -37,6 +37,7 @@ from csc_hf.evaluation.diarization import evaluate, fit_settings, format_report,
 from csc_hf.evaluation.diarizers import PEERS, CSCDiarizer, Diarizer
 from csc_hf.evaluation.references import Turns
 from csc_hf.evaluation.trials import decode_usable
+from csc_hf.files import check_folder, escape_unprintable, write_file
 from csc_hf.streaming import LiveDiarizer, join_turns
 
 
@@ -154,7 +155,10 @@ def load(args: argparse.Namespace, dev: Conversations | None) -> dict[str, Diari
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args = parse_args(argv)
+    if args.output_dir is not None:
+        check_folder(args.output_dir)
     diarizers = load(args, None if args.fit_on is None else open_conversations(args, args.fit_on))
     if args.data is None and args.recordings is None:
         return
@@ -162,9 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     recordings = conversations or open_recordings(args)
     heard, errors = evaluate(recordings, diarizers)
     results = summarise_by_condition(heard, errors, args.num_resamples)
-    print(format_report(results))
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
         everything = {
             "command": shlex.join(["python", *(sys.argv if argv is None else [sys.argv[0], *argv])]),
             "conversations_sha256": None if conversations is None else conversations.sha256,
@@ -179,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
                 for number, recording in enumerate(heard)
             ],
         }
-        (args.output_dir / "results.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+        write_file(args.output_dir / "results.json", json.dumps(everything, indent=1))
+    print(format_report(results))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.evaluation.trial_set import TrialSet
 from csc_hf.evaluation.trials import build_trials, decode_usable
 from csc_hf.extraction import extract
+from csc_hf.files import check_folder, escape_unprintable, write_file
 from csc_hf.streaming import LiveExtractor, speaker_threshold
 
 SILENT_DB = -20.0
@@ -189,7 +190,10 @@ def format_report(results: dict[str, dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args = parse_args(argv)
+    if args.output_dir is not None:
+        check_folder(args.output_dir)
     model = CSCForSpeechSeparation.from_pretrained(args.model).eval()
     left_out: dict[str, str] = {}
     rows = open_speech(args, args.data).rows()
@@ -206,9 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(set(trials.speakers))} people, {len(trials.recordings)} recordings of {args.seconds:g} s, seed "
         f"{args.seed}, trials {trials.sha256[:12]}, threshold {threshold:.3f}, {time.process_time() - begin:.0f} CPU s"
     )
-    print(format_report(results))
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
         everything = {
             "command": shlex.join(["python", *(sys.argv if argv is None else [sys.argv[0], *argv])]),
             "trials_sha256": trials.sha256,
@@ -216,7 +218,8 @@ def main(argv: list[str] | None = None) -> None:
             "results": results,
             "outcomes": [asdict(outcome) for outcome in outcomes],
         }
-        (args.output_dir / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+        write_file(args.output_dir / "results.json", json.dumps(everything, indent=1) + "\n")
+    print(format_report(results))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ import shlex
 import sys
 
 from csc_hf.evaluation.command import add_options, check_options, run
+from csc_hf.files import escape_unprintable
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args(argv)

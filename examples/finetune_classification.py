@@ -26,6 +26,7 @@ from csc_hf import CSCFeatureExtractor, CSCForSequenceClassification
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.reservoir import ANY_LENGTH, SkippedRows, UnusableRow, usable_utterance
 from csc_hf.data.utterances import Row, dataset_arguments, label_or_none
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import (
     FinetuningArguments,
@@ -171,6 +172,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
     training_args = trainer_arguments(
         args,

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from csc_hf import CSCConfig, CSCForAudioFrameClassification
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.conversations import ConversationConfig, activity, draw_conversation, segment_labels
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
@@ -147,6 +148,8 @@ def compute_losses(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, d
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
+
     def add_options(parser):
         add_config_options(parser.add_argument_group("conversations"), ConversationConfig)
 

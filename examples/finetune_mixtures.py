@@ -38,6 +38,7 @@ from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.data.mixing import MixingConfig, MixtureRecipe
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
 from csc_hf.evaluation.embedders import EMBEDDERS
+from csc_hf.files import escape_unprintable
 from csc_hf.modeling_csc import additive_angular_margin_loss
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.distributed import create_accelerator
@@ -239,6 +240,8 @@ class SlotClassifier(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
+
     def add_options(parser: argparse.ArgumentParser) -> None:
         of_every_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         add_config_options(

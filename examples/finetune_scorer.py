@@ -25,6 +25,7 @@ from torch import nn
 from csc_hf import CSCForSpeakerVerification
 from csc_hf.data.mixing import MixingConfig
 from csc_hf.data.stream import MixtureBatch, MixtureStream, Shard
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import add_config_options, option
 from csc_hf.training.distributed import create_accelerator
 from csc_hf.training.finetuning import (
@@ -93,6 +94,8 @@ def compute_losses(model: nn.Module, sides: dict[str, torch.Tensor]) -> tuple[to
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
+
     def add_options(parser: argparse.ArgumentParser) -> None:
         add_config_options(parser.add_argument_group("mixing"), MixingConfig, "mixing.", SET_HERE)
 

@@ -26,6 +26,7 @@ from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trial_set import TrialSet
 from csc_hf.evaluation.verification import measure
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import option
 from csc_hf.training.finetuning import (
     SpeechArguments,
@@ -99,6 +100,7 @@ def verify(model: CSCForXVector, trials: TrialSet) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
     training_args = trainer_arguments(args, args.batch_size)
     set_seed(args.seed)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE, decode_audio
+from csc_hf.files import check_folder, escape_unprintable, writing
 from csc_hf.long_audio import separate
 from csc_hf.training.visualize import ATTENTION_RANGE, attention_weights
 
@@ -132,11 +133,13 @@ def save(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(100)
     canvas.draw()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(COLOURS).save(path, optimize=True)
+    check_folder(path.parent)
+    with writing(path) as unfinished:
+        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(COLOURS).save(unfinished, optimize=True)
 
 
 def main() -> None:
+    escape_unprintable()
     args = parse_args()
     model = CSCForPreTraining.from_pretrained(args.model).eval()
     figure = plot(model, decode_audio(args.mixture), decode_audio(args.enrolment), args.name)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import parse_pretraining_arguments
 from csc_hf.training.pretrainer import Pretrainer
 
@@ -28,6 +29,7 @@ DEMO = Path(__file__).resolve().parent / "configs" / "demo.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
+    escape_unprintable()
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("csc_hf").setLevel(logging.INFO)  # other packages log each request
     disable_progress_bar()  # of saving, which would break the line of the training's

@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import csc_hf
 from csc_hf import CSCConfig, CSCFeatureExtractor
+from csc_hf.files import escape_unprintable
 
 CARDS = Path(__file__).resolve().parent
 CODE = ("configuration_csc.py", "feature_extraction_csc.py", "modeling_csc.py")
@@ -91,6 +92,7 @@ def link_code(folder: Path) -> None:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("name", help="name of the model, its folder and its template")

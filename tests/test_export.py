@@ -123,6 +123,26 @@ def test_files_are_described_and_tell_nothing_of_this_machine(scorer):
     assert files.keys() == {"scorer", "scorer.int8", "torch"}
 
 
+def test_earlier_parts_of_the_same_model_stay_described(tmp_path):
+    model = build(CSCForPreTraining, small())
+
+    def export(part: str) -> set[str]:
+        file = tmp_path / f"{part}.pt2"
+        with pytest.MonkeyPatch.context() as patch:  # exporting the encoder would take long
+            patch.setattr("csc_hf.export._program", lambda module: None)
+            patch.setattr(torch.export, "save", lambda program, path: path.write_text(part))
+            assert export_torch(model, tmp_path, [part]) == {part: file}
+        return set(json.loads((tmp_path / DESCRIPTION).read_text())["parts"])
+
+    assert export("scorer") == {"scorer"}
+    assert export("activity") == {"scorer", "activity"}
+    model.config.calibration = {"mix0/mean": {"threshold": 0.4}}  # no other model
+    (tmp_path / "scorer.pt2").unlink()
+    assert export("embedding") == {"activity", "embedding"}
+    model = build(CSCForPreTraining, small(num_speaker_layers=3))
+    assert export("activity") == {"activity"}
+
+
 def test_the_model_stays_as_it_is(scorer):
     model = build(CSCForPreTraining, small()).train().bfloat16()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

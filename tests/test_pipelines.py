@@ -226,8 +226,15 @@ def test_calibration_decides_unless_the_caller_does(caplog):
 
     calibrated(calibrated(model), "mix0", shift=-0.3)
     verify = pipeline("speaker-verification", model=model)
-    with pytest.raises(ValueError, match="'clean', 'mix0'"):
-        verify(POSITIVE, BOTH)
+    assert verify(POSITIVE, BOTH) == verify(POSITIVE, BOTH, condition="mix0"), "two voices are heard in one side"
+    assert verify(BOTH, POSITIVE) == verify(BOTH, POSITIVE, condition="mix0")
+    alone = verify(POSITIVE, POSITIVE)
+    assert alone == verify(POSITIVE, POSITIVE, condition="clean") and alone["threshold"] > 0.4
+    verify.enrol("one", POSITIVE)
+    verify.enrol("two", BOTH)
+    assert {of["speaker"]: of["condition"] for of in verify(POSITIVE)} == {"one": "clean", "two": "mix0"}
+    assert {of["condition"] for of in verify(BOTH)} == {"mix0"}
+    assert {of["condition"] for of in verify.compare(np.eye(1, model.config.speaker_embedding_size)[0])} == {"mix0"}
     clean, mix0 = (verify(POSITIVE, BOTH, condition=name) for name in ("clean", "mix0"))
     assert (clean["condition"], mix0["condition"]) == ("clean", "mix0")
     assert clean["threshold"] - mix0["threshold"] == pytest.approx(0.3)

@@ -37,6 +37,7 @@ import soundfile
 from datasets import Audio, Dataset, concatenate_datasets, load_dataset
 
 from csc_hf.audio import SAMPLING_RATE, decode_audio
+from csc_hf.files import escape_unprintable
 
 COLUMNS = ["id", "audio", "speaker_id", "source", "licence", "seconds"]
 
@@ -184,6 +185,7 @@ def write(rows: Iterable[dict[str, Any]], folder: Path, num_shards: int, copies:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     args = parse_args(argv)
     counts: Counter[str] = Counter()
     recordings: list[dict[str, Any]] = []

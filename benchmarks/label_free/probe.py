@@ -21,6 +21,7 @@ from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE
 from csc_hf.data.utterances import stream_utterances
 from csc_hf.evaluation.embedders import load_embedder
+from csc_hf.files import escape_unprintable
 
 SECONDS = 4.0
 
@@ -59,6 +60,7 @@ def probe(features: np.ndarray, speakers: list[str]) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="saved models of pre-training")
     parser.add_argument("--data", required=True, help="speech with speakers, who are not trained on")

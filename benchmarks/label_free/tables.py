@@ -12,6 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from csc_hf.files import escape_unprintable
+
 CONDITIONS = ("clean", "noise0", "mix0", "mix0_mix0")
 STARTS = {"untrained": "from nothing", "label_free": "from label-free weights"}
 
@@ -68,6 +70,7 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], shares: list[int]) -> Fi
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="OUT", help="the folder of run.sh")
     parser.add_argument("--picture", type=Path, help="file for the picture")

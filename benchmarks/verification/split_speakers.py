@@ -13,6 +13,8 @@ from pathlib import Path
 
 from datasets import Audio, load_dataset
 
+from csc_hf.files import escape_unprintable
+
 NUM_SHARDS = 4
 
 
@@ -33,6 +35,7 @@ def dev_speakers(speakers_of: dict[str, set[str]], share: float) -> set[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("data", help="glob pattern of Parquet files with the columns audio, speaker_id, seconds, source, licence")

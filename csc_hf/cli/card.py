@@ -39,14 +39,16 @@ def card(
     `--json` prints an object with the facts of the model (`model`, `architecture`, `parameters`, `slots`,
     `embedding_size`, `sampling_rate`, `calibrations`) and the text of the card.
     """
+    from ..files import check_target, write_file
+
+    if out != STDIN:
+        check_target(out)
     model_name = check_model(model)
     text = read_card(model_name) if results is None else new_card(model_name, results, name)
     if text is None and not as_json:
         raise ValueError(f"{model_name!r} has no card: render one with --results")
     if out != STDIN and text is not None:
-        from .store import write_aside
-
-        write_aside(Path(out), text.encode())
+        write_file(out, text)
     if as_json:
         print_json({**facts(model_name), "card": text})
     elif out == STDIN and text is not None:

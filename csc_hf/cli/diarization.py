@@ -87,11 +87,16 @@ def diarize(
         if rttm is not None:
             check_rttm(found)
         check_targets([Path(target) for target in (rttm, audacity) if target not in (None, STDIN)], found)
+        if voices is not None:
+            from ..files import check_folder
+
+            check_folder(voices)
         name = check_model(model)
         from ..configuration_csc import CSCConfig
         from ..diarization import check_frame_activity, rttm_names, settings_of
         from ..diarization import diarize as find_turns
-        from .store import load_voices, write_aside
+        from ..files import write_file
+        from .store import load_voices
 
         check_frame_activity(CSCConfig.from_pretrained(name))
         known = None if store is None else load_voices(store)
@@ -141,7 +146,7 @@ def diarize(
             status = for_each(Progress("diarizing", network, found, step), work)
         for target, texts in lines.items():
             if target != STDIN:
-                write_aside(Path(target), "".join(texts).encode())
+                write_file(target, "".join(texts))
     return status
 
 

@@ -11,7 +11,7 @@ import typer
 
 from .models import check_model
 from .options import Channel, Files, Json, Model
-from .output import Table, check_stdout, print_json
+from .output import Table, check_stdout, check_targets, print_json
 from .progress import Progress, for_each
 from .recordings import STDIN, Recording, opened
 
@@ -47,13 +47,16 @@ def embed(
     if out == STDIN and as_json:
         raise ValueError("--json and --out - would both write to standard output: choose one")
     with opened(files, channel=channel) as (found,):
+        if out is not None and out != STDIN:
+            check_targets([Path(out)], found)
         name = check_model(model)
         import safetensors.torch
         import torch
 
+        from ..files import write_file
         from ..long_audio import embed as embed_audio
         from ..modeling_csc import CSCModel
-        from .store import fingerprint, write_aside
+        from .store import fingerprint
 
         encoder = CSCModel.from_pretrained(name).eval()
         done: list[str] = []
@@ -85,7 +88,7 @@ def embed(
             if out == STDIN:
                 sys.stdout.buffer.write(content)
             else:
-                write_aside(Path(out), content)
+                write_file(out, content)
                 if as_json:
                     print_json({"out": out, "files": done})
     return status

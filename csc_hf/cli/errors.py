@@ -2,6 +2,7 @@
 """How a command ends: one line on standard error, and an exit status."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,10 @@ class Commands(typer.core.TyperGroup):
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         options["standalone_mode"] = False
         args = sys.argv[1:] if args is None else args
+        # `csc_hf.files.escape_unprintable`, which would import torch before `--help` is printed.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             status = super().main(args or ["--help"], *more, **options)
             sys.stdout.flush()

@@ -37,6 +37,9 @@ def export(
     with the model before it is written. `export.json` describes the files: what goes in, what comes out, sampling
     rate and calibration.
     """
+    from ..files import check_folder
+
+    check_folder(out)
     name = check_model(model)
     from ..export import export_onnx
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Write voices to files that never clip, in constant memory."""
 
-import os
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -12,6 +12,8 @@ from typing import TypeVar
 import numpy as np
 import soundfile
 
+from ..files import UNFINISHED, writing
+
 BLOCK_SAMPLES = 2**20
 
 STDOUT = "-"
@@ -21,7 +23,7 @@ Result = TypeVar("Result")
 
 def write_voices(write: Callable[[list[Path]], Result], targets: Sequence[str], folder: Path) -> tuple[Result, float]:
     """Write files twice: by blocks as voices are found, and from there with the one gain, at most 1, that keeps the
-    samples of all within ±1. A file is complete, or not there.
+    samples of all within ±1. A file is complete, or not there: see `csc_hf.files`.
 
     Args:
         write: writes a WAV file to each of the given paths.
@@ -31,19 +33,20 @@ def write_voices(write: Callable[[list[Path]], Result], targets: Sequence[str], 
     Returns:
         What `write` returns, and the gain.
     """
-    with tempfile.TemporaryDirectory(prefix=".csc-hf-", dir=folder) as work:
+    with contextlib.ExitStack() as files:
+        work = files.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder))
         parts = [Path(work, f"{number}.wav") for number in range(len(targets))]
         result = write(parts)
         peak = max(float(np.abs(block).max(initial=0)) for part in parts for block in _blocks(part))
         gain = min(1.0, 1 / peak) if peak else 1.0
         for part, target in zip(parts, targets, strict=True):
-            finished = Path(work, f"finished{Path(target).suffix or '.wav'}")
+            if target != STDOUT:
+                _copy(part, files.enter_context(writing(target)), gain)
+                continue
+            finished = Path(work, "finished.wav")
             _copy(part, finished, gain)
-            if target == STDOUT:
-                with finished.open("rb") as file:
-                    shutil.copyfileobj(file, sys.stdout.buffer)
-            else:
-                os.replace(finished, Path(target).resolve())
+            with finished.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
     return result, gain
 
 

@@ -71,10 +71,11 @@ def check_stdout(out: str) -> None:
 
 
 def check_targets(targets: Sequence[Path], sources: Sequence[Recording]) -> None:
-    """Raise a ValueError if a file would be written over a recording that is read."""
+    """Raise a ValueError if a file cannot be written, or would be written over a recording that is read."""
+    from ..files import check_target
+
     read = {recording.path.resolve(): recording for recording in sources}
     for target in targets:
-        if target.is_dir():
-            raise ValueError(f"{str(target)!r} is a folder: choose another --out")
+        check_target(target)
         if target.resolve() in read:
             raise ValueError(f"{str(target)!r} would be written over the recording itself: choose another --out")

@@ -40,11 +40,13 @@ def separate(
     """
     with opened(files, channel=channel) as (found,):
         names = output_names(found)
+        from ..files import check_folder
+
+        check_folder(out)
         network = load_pipeline("speech-separation", check_model(model)).model
         from ..long_audio import separate as separate_audio
         from .files import write_voices
 
-        out.mkdir(parents=True, exist_ok=True)
         slots = range(network.config.num_sources)
         targets = {
             recording: [out / name.parent / f"{name.name}-{slot + 1}.wav" for slot in slots]
@@ -108,8 +110,6 @@ def extract(
         check_stdout(out)
         if out != STDIN:
             check_targets([Path(out)], [*mixes, *enrolments])
-            if not Path(out).resolve().parent.is_dir():
-                raise ValueError(f"no folder {str(Path(out).parent)!r} to write to: make it first")
         name = check_model(model)
         check_comparison(name, "mean", threshold, condition)
         pipe = load_pipeline("target-speaker-extraction", name)

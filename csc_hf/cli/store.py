@@ -5,7 +5,8 @@ The tensors of voice 0 are `embedding.0` (embedding,) and, where speakers are en
 `memory.0` (segments, hidden size). The metadata:
 
 - `format` "csc_hf.voices", `version` "1";
-- `voices`: a JSON list of `{"name": ..., "recordings": ...}`, one for each voice, with the number of recordings;
+- `voices`: a JSON list of `{"name": ..., "recordings": ..., "several_speakers": ...}`, one for each voice, with the
+  number of recordings and whether more than one voice was heard in one of them;
 - `model`: what the model was called, for messages; `fingerprint`: a hash of what its embeddings depend on;
 - `enrolment`: "mean", "attention" or "scorer"; `sampling_rate`: in Hz.
 """
@@ -13,7 +14,6 @@ The tensors of voice 0 are `embedding.0` (embedding,) and, where speakers are en
 import hashlib
 import json
 import operator
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from safetensors.torch import save
 from ..configuration_csc import CSCConfig
 from ..enrolment import Enrolment, check_name
 from ..evaluation.calibration import check_enrolment
+from ..files import write_file
 from ..modeling_csc import CSCPreTrainedModel, saved_name
 from .errors import fail
 
@@ -105,7 +106,9 @@ class VoiceStore:
             tensors[f"embedding.{number}"] = torch.from_numpy(voice.embedding).contiguous()
             if voice.memory is not None:
                 tensors[f"memory.{number}"] = voice.memory.cpu().contiguous()
-            voices.append({"name": name, "recordings": self.recordings[name]})
+            voices.append(
+                {"name": name, "recordings": self.recordings[name], "several_speakers": voice.several_speakers}
+            )
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
@@ -115,7 +118,7 @@ class VoiceStore:
             "enrolment": self.enrolment,
             "sampling_rate": str(self.sampling_rate),
         }
-        write_aside(path, save(tensors, metadata))
+        write_file(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "VoiceStore":
@@ -151,7 +154,8 @@ class VoiceStore:
                 if not name.strip() or not name.isprintable():
                     raise ValueError(f"{name!r} is no name of a voice")
                 embedding = tensors[f"embedding.{number}"].float().numpy()
-                store.voices[name] = Enrolment(embedding, tensors.get(f"memory.{number}"), silent=False)
+                several = voice.get("several_speakers", False) is True  # stores of csc_hf 0.1 do not tell
+                store.voices[name] = Enrolment(embedding, tensors.get(f"memory.{number}"), False, several)
                 store.recordings[name] = operator.index(voice["recordings"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # recursion is the last
             raise ValueError(f"{damaged}: {error}") from error
@@ -195,17 +199,3 @@ def fingerprint(model: CSCPreTrainedModel, enrolment: str = "mean") -> str:
                 digest.update(f"{saved_name(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file under another name, flush it to the disk, and rename it to `path`."""
-    path = path.resolve()  # a link stays one
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 """`csc-hf verify`, `enrol` and `identify`."""
 
 import contextlib
+import math
 from typing import Annotated
 
 import typer
@@ -34,8 +35,10 @@ def verify(
     ```
 
     The score is a cosine (of a scorer, a logit), the llr a log-likelihood ratio (natural logarithm) by the
-    calibration of the model. A decision holds for conditions like those of its calibration. `--json` prints one
-    object with `score`, `llr`, `decision`, `threshold`, `condition`, `silent` and `several_speakers`.
+    calibration of the model, for clean recordings where one voice is heard on either side, and else for talkers at
+    once. The probability is that of the same person if both answers were equally likely beforehand. A decision is a
+    guess, for conditions like those of its calibration. `--json` prints one object with `score`, `llr`, `decision`,
+    `threshold`, `condition`, `silent` and `several_speakers`.
 
     Exit status: 0 same voice, 1 different voices, 2 an error, 3 nothing decided: a recording is silent, or there
     is neither calibration nor threshold.
@@ -58,10 +61,10 @@ def verify(
     if as_json:
         print_json(result)
     else:
-        verdict = {True: "same voice", False: "different voices", None: "undecided"}[decision]
+        verdict = {True: "probably the same person", False: "probably different people", None: "undecided"}[decision]
         details = [f"score {result['score']:.2f}"]
         if result["llr"] is not None:
-            details.append(f"llr {result['llr']:.1f}")
+            details.append(f"llr {result['llr']:.1f} (probability {probability(result['llr']):.2f} at even odds)")
         if result["threshold"] is not None:
             details.append(f"threshold {result['threshold']:.2f}")
         if result["condition"] is not None:
@@ -72,6 +75,11 @@ def verify(
             details.append(f"several voices in {tests[0].name}")
         print(f"{verdict}: {', '.join(details)}")
     return {True: SAME, False: DIFFERENT, None: UNDECIDED}[decision]
+
+
+def probability(llr: float) -> float:
+    """Of the same person, if that was as likely as not before anything was heard."""
+    return 1 / (1 + math.exp(-llr)) if llr > 0 else math.exp(llr) / (1 + math.exp(llr))
 
 
 def enrol(
@@ -98,10 +106,9 @@ def enrol(
     model that it was made with. Names are unique: `--replace` replaces a voice. Voices are biometric data: have
     people's consent.
     """
-    if store.is_dir():
-        raise ValueError(f"the store {str(store)!r} is a folder: give a file in it")
-    if not store.resolve().parent.is_dir():
-        raise ValueError(f"no folder {str(store.parent)!r} for the store: make it first")
+    from ..files import check_target
+
+    check_target(store)
     with opened(files, channel=channel) as (found,):
         model_name = check_model(model)
         from ..enrolment import check_name

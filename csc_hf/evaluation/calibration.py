@@ -15,8 +15,15 @@ ENROLMENTS = ("mean", "attention", "scorer")
 own."""
 
 RIDGE = 1e-5
-"""Weight, in the loss (nats), of half the squared scale and offset of scores of unit variance. It keeps the
-calibration of separable scores finite, and changes that of overlapping ones by less than 1 %."""
+"""Weight, in the loss (nats), of half the squared scale and offset of scores of unit variance, at even odds. At others
+it falls with the share of the rarer class, as the loss itself does. It keeps the calibration of separable scores
+finite, and changes that of overlapping ones by less than 1 %."""
+
+CLEAN = "clean"
+"""The condition of one voice on either side."""
+
+MIXED = "mix"
+"""Beginning of the names of conditions with talkers at once, such as "mix0"."""
 
 Numbers = TypeVar("Numbers", float, np.ndarray)
 
@@ -80,14 +87,22 @@ class Calibration:
         config.calibration = {"/".join(one._key): one.to_dict() for one in [*others, self]}
 
     @classmethod
-    def load(cls, model_or_config, condition: str | None = None, enrolment: str = "mean") -> "Calibration | None":
+    def load(
+        cls,
+        model_or_config,
+        condition: str | None = None,
+        enrolment: str = "mean",
+        several_speakers: bool = True,
+    ) -> "Calibration | None":
         """
         Get a calibration that `store` has put into a configuration.
 
         Args:
             model_or_config: A CSC model or its configuration.
-            condition: Name of a condition. `None`: the only one there is, or None where there is none.
+            condition: Name of a condition. `None`: the only one there is, or None where there is none; of "clean" and
+                one for talkers at once (`MIXED`), that which fits `several_speakers`.
             enrolment: One of `ENROLMENTS`. Calibrations for the others are not considered.
+            several_speakers: Whether more than one voice is heard on either side of the trial.
 
         Raises:
             ValueError: There is none for that condition and enrolment, or there are several and no condition is given.
@@ -96,6 +111,10 @@ class Calibration:
         stored = _stored(getattr(model_or_config, "config", model_or_config))
         found = {one.condition: one for one in stored if one.enrolment == enrolment}
         if condition is None:
+            if len(found) == 2 and CLEAN in found:
+                (other,) = found.keys() - {CLEAN}
+                if other.startswith(MIXED):
+                    return found[other if several_speakers else CLEAN]
             if len(found) > 1:
                 raise ValueError(
                     f"the model has calibrations of enrolment={enrolment!r} for {sorted(found)}: choose one, "
@@ -151,25 +170,39 @@ def fit_calibration(
     check_enrolment(enrolment)
     if not 0 < p_target < 1:
         raise ValueError(f"p_target={p_target} must lie between 0 and 1")
-    scores = np.asarray(scores, dtype=np.float64)
-    if np.isinf(scores).any():
-        raise ValueError(f"scores hold {np.isinf(scores).sum()} infinite values: leave these trials out")
+    given = np.asarray(scores, dtype=np.float64)
+    if np.isinf(given).any():
+        raise ValueError(f"scores hold {np.isinf(given).sum()} infinite values: leave these trials out")
+    size = np.abs(given).max(initial=0) or 1.0
+    scores = given / size  # sums and squares of very large or small scores would be infinite or zero
     eer = equal_error_rate(scores, labels)  # checks shapes, classes and NaN as well
     is_target = np.asarray(labels).astype(bool)
     if scores[is_target].mean() <= scores[~is_target].mean():
         raise ValueError(
-            f"targets score {scores[is_target].mean():.4g} on average, non-targets {scores[~is_target].mean():.4g}: "
-            "such scores tell nothing of the speaker, check the model and the labels"
+            f"targets score {size * scores[is_target].mean():.4g} on average, non-targets "
+            f"{size * scores[~is_target].mean():.4g}: such scores tell nothing of the speaker, check the model and "
+            "the labels"
         )
     mean, deviation = scores.mean(), scores.std()
     weights = np.where(is_target, p_target / is_target.sum(), (1 - p_target) / (~is_target).sum())
-    scale, offset = _minimise((scores - mean) / deviation, np.where(is_target, 1.0, -1.0), weights, _logit(p_target))
+    scale, offset = _minimise(
+        (scores - mean) / deviation,
+        np.where(is_target, 1.0, -1.0),
+        weights,
+        _logit(p_target),
+        RIDGE * 2 * min(p_target, 1 - p_target),
+    )
     scale = scale / deviation
     offset = offset - scale * mean
+    threshold = size * ((-_logit(p_target) - offset) / scale)
+    with np.errstate(over="ignore"):
+        scale = scale / size
+    if not np.isfinite([scale, offset, threshold]).all():
+        raise ValueError(f"scores of at most {size:.3g} cannot be calibrated: multiply them by a constant")
     return Calibration(
         scale=float(scale),
         offset=float(offset),
-        threshold=float((-_logit(p_target) - offset) / scale),
+        threshold=float(threshold),
         p_target=p_target,
         condition=condition,
         eer=eer,
@@ -184,24 +217,24 @@ def _logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def _minimise(scores: np.ndarray, signs: np.ndarray, weights: np.ndarray, prior: float) -> np.ndarray:
+def _minimise(scores: np.ndarray, signs: np.ndarray, weights: np.ndarray, prior: float, ridge: float) -> np.ndarray:
     """The scale and offset that minimise Σ weights · log(1 + exp(−signs · (scale · scores + offset + prior))) plus
-    the ridge, by Newton's method. Each step is halved until the loss falls."""
+    `ridge` times half their squares, by Newton's method. Each step is halved until the loss falls."""
     design = np.stack([scores, np.ones_like(scores)])
 
     def loss(parameters: np.ndarray) -> float:
         margins = signs * (parameters @ design + prior)
-        return weights @ np.logaddexp(0, -margins) + RIDGE / 2 * parameters @ parameters
+        return weights @ np.logaddexp(0, -margins) + ridge / 2 * parameters @ parameters
 
     parameters = np.zeros(2)
     for _ in range(100):
         margins = signs * (parameters @ design + prior)
         wrong = np.exp(-np.logaddexp(0, margins))  # probability of the other class
-        gradient = -design @ (weights * signs * wrong) + RIDGE * parameters
-        if np.abs(gradient).max() < 1e-12:
+        gradient = -design @ (weights * signs * wrong) + ridge * parameters
+        if np.abs(gradient).max() < 1e-7 * ridge:
             break
         curvature = weights * wrong * (1 - wrong)
-        step = np.linalg.solve((design * curvature) @ design.T + RIDGE * np.eye(2), gradient)
+        step = np.linalg.solve((design * curvature) @ design.T + ridge * np.eye(2), gradient)
         while np.abs(step).max() > 1e-14 and loss(parameters - step) > loss(parameters):
             step = step / 2
         parameters = parameters - step

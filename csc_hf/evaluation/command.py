@@ -12,6 +12,7 @@ from pathlib import Path
 from ..configuration_csc import CSCConfig
 from ..data.utterances import UtteranceStream, stream_utterances
 from ..diarization import DiarizationSettings
+from ..files import check_folder, write_file, writing
 from .calibration import ENROLMENTS, Calibration
 from .embedders import EMBEDDERS, load_embedder
 from .plots import det_figure, histogram_figure
@@ -179,8 +180,9 @@ def write_plots(folder: Path, scores: Scores) -> None:
     if left_out := by_condition.keys() - both.keys():
         print(f"no plots of {', '.join(sorted(left_out))}: trials of one class only", file=sys.stderr)
     if both:
-        det_figure(both).savefig(folder / "det.png", dpi=150)
-        histogram_figure(both).savefig(folder / "scores.png", dpi=150)
+        for name, figure in (("det.png", det_figure(both)), ("scores.png", histogram_figure(both))):
+            with writing(folder / name) as unfinished:
+                figure.savefig(unfinished, dpi=150)
 
 
 def store_in_config(learnt: Calibration | DiarizationSettings, folder: str) -> None:
@@ -188,7 +190,8 @@ def store_in_config(learnt: Calibration | DiarizationSettings, folder: str) -> N
     config = CSCConfig.from_pretrained(folder)
     learnt.store(config)
     # save_pretrained would copy code into the folder as well, over links to the very same files.
-    config.to_json_file(Path(folder) / "config.json")
+    with writing(Path(folder) / "config.json") as unfinished:
+        config.to_json_file(unfinished)
 
 
 def run(args: argparse.Namespace, command: str, progress: bool = True) -> None:
@@ -199,6 +202,9 @@ def run(args: argparse.Namespace, command: str, progress: bool = True) -> None:
         command: The command, as results.json keeps it.
         progress: Whether to show progress bars.
     """
+    for folder in (args.output_dir, args.write_trials, args.cache_dir):
+        if folder is not None:
+            check_folder(folder)
     if args.trials is not None:
         trials = read_trials(args.trials, args.root)
     else:
@@ -222,14 +228,13 @@ def run(args: argparse.Namespace, command: str, progress: bool = True) -> None:
                 store_in_config(calibrations[args.store_calibration], name)
         scores = score_trials(embedder, trials, *options)
         results[name] = measure(scores, calibrations, args.num_resamples)
-        if not args.json:
-            print(f"{name}: {format_report(results[name])}\n", flush=True)
         if args.output_dir is not None:
-            folder = args.output_dir / name.strip("/").replace("/", "_")
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = check_folder(args.output_dir / name.strip("/").replace("/", "_"))
             write_scores(folder / "scores.csv", scores, calibrations)
             write_plots(folder, scores)
+        if not args.json:
+            print(f"{name}: {format_report(results[name])}\n", flush=True)
     report = {"command": command, "seed": args.seed, "commit": commit(), "results": results}
-    print(json.dumps(report, indent=2) if args.json else format_comparison(results))
     if args.output_dir is not None:
-        (args.output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_file(args.output_dir / "results.json", json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2) if args.json else format_comparison(results))

@@ -157,7 +157,8 @@ class ExportedEmbedder:
 
     Args:
         file: `embedding.onnx`, `separation.onnx`, `separation.int8.onnx`, ...
-        batch_size: Waveforms a run. They are batched by length and padded, which changes no embedding.
+        batch_size: Waveforms a run. They are batched by length and padded, which changes no embedding
+            but those of 8 bits, a little.
 
     Raises:
         ImportError: ONNX Runtime is missing.

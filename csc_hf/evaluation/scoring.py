@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..files import check_folder, writing
 from ..version import __version__
 from .calibration import Calibration, check_enrolment
 from .embedders import CSCEmbedder, Embedder, Slots
@@ -172,7 +173,7 @@ def write_scores(
     trials = scores.trials
     ids = [recording.id for recording in trials.recordings]
     enrolments = ["|".join(ids[number] for number in numbers) for numbers in trials.enrolments]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with writing(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["condition", "enrolment", "test", "is_target", "score"] + ["llr"] * (calibrations is not None)
@@ -247,12 +248,10 @@ def _embed_or_load(
             embedded = _Embedded(**{field: arrays.get(field) for field in _Embedded.__dataclass_fields__})
         bar.update(len(trials.recordings))
         return embedded
+    check_folder(folder)
     embedded = _embed(embedder, trials, kind, bar)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **{field: array for field, array in vars(embedded).items() if array is not None})
-    unfinished.rename(path)
+    with writing(path) as unfinished:
+        np.savez(unfinished, **{field: array for field, array in vars(embedded).items() if array is not None})
     return embedded
 
 

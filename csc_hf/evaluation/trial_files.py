@@ -10,6 +10,7 @@ import soundfile
 
 from ..audio import SAMPLING_RATE, SILENCE_POWER, decode_audio, power
 from ..feature_extraction_csc import high_pass
+from ..files import check_folder, writing
 from .trial_set import Trials, TrialSet
 
 
@@ -47,13 +48,14 @@ def write_trials(folder: str | os.PathLike, trials: TrialSet) -> None:
         raise ValueError("a list of trials names one enrolment file a trial: build trials with enrolment_recordings=1")
     folder = Path(folder)
     for kind in trials.kinds:
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+        check_folder(folder / kind)
         for number in range(len(trials.recordings)):
             signal, _ = trials.signal(kind, number)
-            soundfile.write(folder / kind / f"{number:06}.wav", signal, SAMPLING_RATE, subtype="FLOAT")
+            with writing(folder / kind / f"{number:06}.wav") as unfinished:
+                soundfile.write(unfinished, signal, SAMPLING_RATE, subtype="FLOAT")
     for name, condition in trials.conditions.items():
         enrolment, test = condition.kinds
-        with open(folder / f"{name}.txt", "w") as file:
+        with writing(folder / f"{name}.txt") as unfinished, unfinished.open("w", encoding="utf-8") as file:
             for i, j, is_target in zip(condition.enrolment, condition.test, condition.is_target, strict=True):
                 file.write(f"{int(is_target)} {enrolment}/{i:06}.wav {test}/{j:06}.wav\n")
 

@@ -42,12 +42,20 @@ def evaluate(
 def calibrate(scores: Scores, p_target: float = 0.5) -> dict[str, Calibration]:
     """Learn a calibration for each condition on its trials. `Calibration.store` keeps one in a model's configuration.
 
+    Where sources are known, it is learnt on trials within one: people of different corpora are told apart by the
+    channel alone, and a calibration for such easy trials would accept too many.
+
     Raises:
         ValueError: As [`~csc_hf.evaluation.calibration.fit_calibration`]; the message names the condition.
     """
     calibrations = {}
     for name, values in scores.scores.items():
-        is_target = scores.trials.conditions[name].is_target
+        trials = scores.trials.conditions[name]
+        within = trials.within_source >= 0
+        if len(set(trials.is_target[within].tolist())) == 2:
+            values, is_target = values[within], trials.is_target[within]
+        else:
+            is_target = trials.is_target
         try:
             calibrations[name] = fit_calibration(
                 values, is_target, name, scores.trials.sha256, p_target, scores.enrolment

@@ -38,7 +38,9 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             of the test as queries; `"scorer"`, by [`CSCForSpeakerVerification`], with that mean as the query. If not
             given, it is `"scorer"` for such a model, and `"mean"` for all others.
         threshold (`float`, *optional*): Lowest score that is accepted. Replaces the calibration.
-        condition (`str`, *optional*): Condition whose calibration is used, if several are stored.
+        condition (`str`, *optional*): Condition whose calibration is used, if several are stored. By default, that for
+            `"clean"` recordings where one active slot is heard on either side, and else that for talkers at once,
+            such as `"mix0"`.
 
     `threshold` and `condition` can also be given in each call. With `batch_size`, recordings of a list, generator or
     dataset go through the model together. Results stay the same.
@@ -138,6 +140,8 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         outputs = {
             "one": False,
             "several_speakers": False,
+            # A diarization hears conversations.
+            "several_heard": dict.fromkeys(enrolled, True),
             "scores": {name: self._score(enrolment, slots) for name, enrolment in enrolled.items()},
             "silent": {name: enrolment.silent for name, enrolment in enrolled.items()},
         }
@@ -163,7 +167,7 @@ class SpeakerVerificationPipeline(_CSCPipeline):
 
         Raises:
             ValueError: A recording cannot be decoded, is empty, or holds NaN; nobody is enrolled; several calibrations
-                and no condition, or none of that condition.
+                to choose from and no condition, or none of that condition.
         """
         if test is not None:
             inputs = {"enrolment": inputs, "test": test}
@@ -202,9 +206,11 @@ class SpeakerVerificationPipeline(_CSCPipeline):
             enrolment = yield from enrolling(self.model, trial["enrolment"], self.enrolment == "attention")
             enrolled = {None: enrolment}
         silent = is_silent(trial["test"], self.model.config.sampling_rate)
+        several = bool(active.sum() > 1)
         return {
             "one": one,
-            "several_speakers": bool(active.sum() > 1),
+            "several_speakers": several,
+            "several_heard": {name: several or enrolment.several_speakers for name, enrolment in enrolled.items()},
             "scores": {
                 name: self._score(enrolment, slots) if audio.segments is None else self._logit(enrolment, audio)
                 for name, enrolment in enrolled.items()
@@ -228,19 +234,19 @@ class SpeakerVerificationPipeline(_CSCPipeline):
         return self.model.score(query, embeddings, activity, audio.segments[None]).item()
 
     def postprocess(self, outputs: dict, threshold: float | None = None, condition: str | None = None):
-        calibration = Calibration.load(self.model, condition, self.enrolment) if threshold is None else None
-        if calibration is not None:
-            threshold = calibration.threshold
         results = []
         for name, score in sorted(outputs["scores"].items(), key=lambda item: -item[1]):
-            silent = outputs["silent"][name]
+            silent, lowest, calibration = outputs["silent"][name], threshold, None
+            if threshold is None:
+                calibration = Calibration.load(self.model, condition, self.enrolment, outputs["several_heard"][name])
+                lowest = None if calibration is None else calibration.threshold
             results.append(
                 {
                     **({} if outputs["one"] else {"speaker": name}),
                     "score": score,
                     "llr": None if calibration is None else calibration.llr(score),
-                    "decision": None if threshold is None or silent else score >= threshold,
-                    "threshold": threshold,
+                    "decision": None if lowest is None or silent else score >= lowest,
+                    "threshold": lowest,
                     "condition": None if calibration is None else calibration.condition,
                     "silent": silent,
                     "several_speakers": outputs["several_speakers"],

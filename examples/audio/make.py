@@ -14,6 +14,7 @@ import soundfile
 
 from csc_hf.audio import SAMPLING_RATE, power
 from csc_hf.data.utterances import stream_utterances
+from csc_hf.files import escape_unprintable
 
 FOLDER = Path(__file__).resolve().parent
 ALONE = {"anna": "test-000-02", "ben": "test-001-04"}
@@ -31,6 +32,7 @@ TURNS = {  # where they begin, in s
 
 
 def main() -> None:
+    escape_unprintable()
     data = FOLDER.parent / "demo_speech" / "test" / "*.parquet"
     waveforms = {row.id: row.decode().waveform for row in stream_utterances(data, "test", source_column=None).rows()}
     recordings = {name: waveforms[utterance] for name, utterance in ALONE.items()}

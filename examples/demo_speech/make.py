@@ -17,6 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csc_hf.files import escape_unprintable
+
 MAX_BYTES = 7_950_000  # of all Parquet files together
 TRAIN_UTTERANCES_PER_VOICE = 3
 TRAIN_SHARDS, TEST_SHARDS = 4, 2
@@ -91,6 +93,7 @@ def write(split: str, shards: list[bytes], rows: list[dict]) -> None:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path, help="folder of the full synthetic corpus, with train/ and test/ in it")
     corpus = parser.parse_args().corpus

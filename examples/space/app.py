@@ -26,6 +26,7 @@ from csc_hf import CSCForPreTraining
 from csc_hf.audio import SAMPLING_RATE, SILENCE_POWER, power, read_blocks
 from csc_hf.diarization import Diarization, Turn
 from csc_hf.evaluation.calibration import Calibration
+from csc_hf.files import escape_unprintable
 from csc_hf.plots import COLOURS, plot_attention, plot_diarization
 
 HERE = Path(__file__).resolve().parent
@@ -256,6 +257,7 @@ def build() -> gr.Blocks:
 
 
 def main() -> None:
+    escape_unprintable()
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the browser, not of a CDN
     options = {"theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": MAX_SIZE, "css": STYLE}
     build().queue(max_size=MAX_VISITORS).launch(state_session_capacity=MAX_VISITORS, **options)

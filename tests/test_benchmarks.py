@@ -2,6 +2,7 @@
 """The benchmarks run. What they measure depends on the machine and is not tested."""
 
 import functools
+import importlib.util
 import re
 import subprocess
 import sys
@@ -30,6 +31,10 @@ import prepare  # noqa: E402
 import pretraining_step  # noqa: E402
 import split_speakers  # noqa: E402
 import tables  # noqa: E402
+
+needs_torchaudio = pytest.mark.skipif(
+    importlib.util.find_spec("torchaudio") is None, reason="needs torchaudio: pip install 'csc-hf[baselines]'"
+)
 
 
 @pytest.mark.release
@@ -156,6 +161,7 @@ def test_each_background_process_gets_a_copy(tmp_path):
     assert [id.partition("/")[2] for id in shares[0]] == [id.partition("/")[2] for id in shares[1]]
 
 
+@needs_torchaudio
 @pytest.mark.release
 @pytest.mark.timeout(900)
 def test_label_free_comparison(tmp_path, monkeypatch, capsys):
@@ -329,6 +335,7 @@ def test_compare(monkeypatch):
     assert against_peers.quotient(rows, "wide", "narrow") == "3.00 (2.50 to 3.50) ×"
 
 
+@needs_torchaudio
 def test_we_are_no_larger_than_what_we_are_compared_with():
     with torch.device("meta"):
         ours, conv_tasnet = contenders.csc_separation(), contenders.TorchaudioConvTasNet()

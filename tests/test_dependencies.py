@@ -21,6 +21,7 @@ AREAS = {
     "csc_hf/cli/live.py": "live",
     "csc_hf/cli": "cli",
     "csc_hf/diarization.py": "diarize",
+    "csc_hf/evaluation/embedders.py": "baselines",
     "csc_hf/evaluation/diarization.py": "diarize",
     "csc_hf/evaluation/diarizers.py": "diarize",
     "csc_hf/plots.py": "diarize",
@@ -157,9 +158,14 @@ def test_what_is_declared_is_imported():
         assert not idle, f"{extra or 'core'}: nothing imports {sorted(idle)}"
 
 
-def test_reading_audio_forces_no_torch():
-    assert "audio" in PROJECT["optional-dependencies"]
-    assert not [package for package in PROJECT["optional-dependencies"]["audio"] if "torch" in package]
+def test_only_the_baselines_force_a_torch():
+    """torchaudio is built for one torch, and Transformers imports any that is installed: one that does not load breaks
+    `import csc_hf`. So no extra brings it, or another torch than the core's, to those who do not use it."""
+    for extra, own in PROJECT["optional-dependencies"].items():
+        torches = [name for name in map(requirement_name, own) if name.startswith("torch")]
+        assert torches == (["torchaudio"] if extra == "baselines" else []), extra
+    forced = {extra for extra in PROJECT["optional-dependencies"] if "torchaudio" in declared(extra)}
+    assert forced == {"baselines", "bench"}
 
 
 def test_evaluation_needs_nothing_but_its_extra():

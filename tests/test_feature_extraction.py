@@ -1,7 +1,6 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """CSCFeatureExtractor: what it accepts, what it returns, what it refuses and how it says so."""
 
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -257,7 +256,7 @@ def test_settings_survive_saving(tmp_path):
         CSCFeatureExtractor.from_pretrained(tmp_path, padding_side="left")
 
 
-def test_saved_folder_loads_where_csc_hf_cannot_be_imported(tmp_path):
+def test_saved_folder_loads_where_csc_hf_cannot_be_imported(tmp_path, fresh_python):
     CSCFeatureExtractor(min_samples=123).save_pretrained(tmp_path)
     code = (
         "import sys; sys.modules['csc_hf'] = sys.modules['torchaudio'] = None\n"
@@ -265,7 +264,6 @@ def test_saved_folder_loads_where_csc_hf_cannot_be_imported(tmp_path):
         f"e = AutoFeatureExtractor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
         "print(type(e).__name__, e(np.zeros(5), sampling_rate=16000)['input_values'].shape)"
     )
-    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    result = fresh_python(code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[-2] == "CSCFeatureExtractor (1, 123)"

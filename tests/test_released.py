@@ -3,8 +3,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +34,7 @@ def test_there_is_one():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_loads_where_csc_hf_is_not_installed(name):
+def test_it_loads_where_csc_hf_is_not_installed(name, fresh_python):
     code = """
 import sys
 sys.modules["csc_hf"] = None  # not importable
@@ -53,7 +51,7 @@ noise = torch.randn(16000, generator=torch.Generator().manual_seed(0)).numpy()
 embeddings = model.eval()(**extractor(noise, sampling_rate=16000, return_tensors="pt")).source_embeddings
 assert embeddings.isfinite().all()
 """
-    process = subprocess.run([sys.executable, "-c", code, CARDS / name], capture_output=True, text=True, timeout=300)
+    process = fresh_python(code, CARDS / name)
     assert process.returncode == 0, process.stderr
 
 

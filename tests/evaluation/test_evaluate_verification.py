@@ -66,9 +66,9 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-def test_all_of_it(script, data, model, tmp_path, capsys):
+def test_all_of_it(script, data, model, spectrum, tmp_path, capsys):
     script.main(
-        [model, "mfcc", "--data", data["test"], "--calibrate_on", data["dev"], "--cohort", data["cohort"]]
+        [model, spectrum, "--data", data["test"], "--calibrate_on", data["dev"], "--cohort", data["cohort"]]
         + [
             "--noise_data",
             data["noise"],
@@ -84,7 +84,7 @@ def test_all_of_it(script, data, model, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(report["results"]) == [model, "mfcc"] and report["seed"] == 0
+    assert list(report["results"]) == [model, spectrum] and report["seed"] == 0
     assert "--calibrate_on" in report["command"]
     assert report["commit"] is None or re.fullmatch("[0-9a-f]{40}", report["commit"])
     for results in report["results"].values():
@@ -95,8 +95,8 @@ def test_all_of_it(script, data, model, tmp_path, capsys):
             assert f"{100 * figures['eer']:.1f}" in printed
         assert results["trials_sha256"][:12] in printed
     assert report["results"][model]["conditions"]["mix0"]["si_sdr_improvement"] is not None
-    assert printed.splitlines()[-4].split()[-2:] == [model, "mfcc"]  # the comparison
-    for name in (model.strip("/").replace("/", "_"), "mfcc"):
+    assert printed.splitlines()[-4].split()[-2:] == [model, spectrum]  # the comparison
+    for name in (model.strip("/").replace("/", "_"), spectrum):
         rows = (tmp_path / "out" / name / "scores.csv").read_text().splitlines()
         assert rows[0] == "condition,enrolment,test,is_target,score,llr"
         results = report["results"][model]["conditions"].values()
@@ -109,10 +109,10 @@ def test_all_of_it(script, data, model, tmp_path, capsys):
 
     # The trials that were written, by the other door.
     script.main(
-        ["mfcc", "--trials", f"{tmp_path}/trials/mix0.txt", "--root", f"{tmp_path}/trials", "--num_resamples", "0"]
+        [spectrum, "--trials", f"{tmp_path}/trials/mix0.txt", "--root", f"{tmp_path}/trials", "--num_resamples", "0"]
         + ["--cohort", data["cohort"], "--seconds", "0.5", "--source_column_name", "source"]
     )
-    eer = report["results"]["mfcc"]["conditions"]["mix0"]["eer"]
+    eer = report["results"][spectrum]["conditions"]["mix0"]["eer"]
     assert capsys.readouterr().out.splitlines()[-1].split() == ["mix0", f"{100 * eer:.1f}"]
 
 
@@ -178,7 +178,7 @@ def test_options_that_do_not_go_together_are_named(script, options, message, cap
     assert message in capsys.readouterr().err
 
 
-def test_trials_of_any_kind_of_file_are_heard_in_their_whole_length(script, tmp_path, capsys):
+def test_trials_of_any_kind_of_file_are_heard_in_their_whole_length(script, spectrum, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for speaker in range(3):
         for number in range(2):
@@ -186,27 +186,27 @@ def test_trials_of_any_kind_of_file_are_heard_in_their_whole_length(script, tmp_
             soundfile.write(tmp_path / f"{speaker}{number}.flac", samples / 2, 16000)
     pairs = [(a, b) for a in range(3) for b in range(3)]
     (tmp_path / "list.txt").write_text("".join(f"{int(a == b)} {a}0.flac {b}1.flac\n" for a, b in pairs))
-    script.main(["mfcc", "--trials", f"{tmp_path}/list.txt", "--root", str(tmp_path), "--num_resamples", "0"])
+    script.main([spectrum, "--trials", f"{tmp_path}/list.txt", "--root", str(tmp_path), "--num_resamples", "0"])
     assert capsys.readouterr().out.splitlines()[-1].split() == ["list", "0.0"]
 
 
 @pytest.mark.parametrize("labels", ["00", "11", "10"])
-def test_results_are_written_where_a_class_is_missing(script, labels, tmp_path, capsys):
+def test_results_are_written_where_a_class_is_missing(script, labels, spectrum, tmp_path, capsys):
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", tone(ord(name) % 7, 4000, seed=0), 16000)
     (tmp_path / "list.txt").write_text(f"{labels[0]} a.wav b.wav\n{labels[1]} a.wav c.wav\n")
     script.main(
-        ["mfcc", "--trials", f"{tmp_path}/list.txt", "--root", str(tmp_path), "--output_dir", f"{tmp_path}/out"]
+        [spectrum, "--trials", f"{tmp_path}/list.txt", "--root", str(tmp_path), "--output_dir", f"{tmp_path}/out"]
     )
     out, err = capsys.readouterr()
-    figures = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["mfcc"]["conditions"]["list"]
-    assert len((tmp_path / "out" / "mfcc" / "scores.csv").read_text().splitlines()) == 3
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["results"][spectrum]["conditions"]["list"]
+    assert len((tmp_path / "out" / spectrum / "scores.csv").read_text().splitlines()) == 3
     one_class = labels != "10"
     assert [figures[key] is None for key in ("eer", "eer_interval", "min_dcf", "retrieval_accuracy")] == [
         one_class
     ] * 4
     assert (out.split()[-1] == "-") == ("no plots of list" in err) == one_class
-    assert (tmp_path / "out" / "mfcc" / "det.png").exists() != one_class
+    assert (tmp_path / "out" / spectrum / "det.png").exists() != one_class
 
 
 def test_a_det_plot_crosses_the_diagonal_at_the_equal_error_rate():

@@ -5,8 +5,6 @@ nothing a pickle."""
 import io
 import os
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -77,16 +75,12 @@ model(**batch).source_embeddings.sum().backward()
 """
 
 
-def test_remote_code_touches_no_network_and_no_disk(tmp_path):
+def test_remote_code_touches_no_network_and_no_disk(tmp_path, fresh_python):
     """The three files beside a saved model run in a process in which sockets, processes and writing are forbidden."""
     config = CSCConfig.tiny(front_end="stft")
     CSCForPreTraining(config).save_pretrained(tmp_path / "model")
     CSCFeatureExtractor(min_samples=config.segment_samples).save_pretrained(tmp_path / "model")
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_REMOTE_CODE, str(tmp_path / "model")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = fresh_python(RUN_REMOTE_CODE, tmp_path / "model", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(result.stdout.split()) >= 6
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,14 +1,13 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 import contextlib
+import itertools
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from pretraining_runs import forked
 
 from csc_hf.training.checkpoints import (
     begin_folder,
@@ -18,20 +17,14 @@ from csc_hf.training.checkpoints import (
     move_files,
 )
 
-SAVE_FOR_EVER = """
-import sys
-from pathlib import Path
-from csc_hf.training.checkpoints import begin_folder, finish_folder
-run, step = Path(sys.argv[1]), 1
-while True:
-    for folder in (run / f"checkpoint-{step}", run / "best"):
-        unfinished = begin_folder(folder)
-        for part in range(20):
-            (unfinished / f"{part}.bin").write_bytes(str(step).encode() * 50_000)
-        finish_folder(folder)
-    step += 1
-    print(step, flush=True)
-"""
+
+def save_for_ever(run):
+    for step in itertools.count(1):
+        for folder in (run / f"checkpoint-{step}", run / "best"):
+            unfinished = begin_folder(folder)
+            for part in range(20):
+                (unfinished / f"{part}.bin").write_bytes(str(step).encode() * 50_000)
+            finish_folder(folder)
 
 
 def contents(folder):
@@ -42,14 +35,13 @@ def contents(folder):
     "delay", [0.013, *(pytest.param(delay, marks=pytest.mark.release) for delay in (0.0, 0.029, 0.047))]
 )
 def test_what_has_its_name_is_whole_whenever_the_run_is_killed(tmp_path, delay):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, env=os.environ
-    )
-    for _ in range(3):
-        process.stdout.readline()
+    process = forked(save_for_ever, tmp_path)
+    while not (tmp_path / "checkpoint-3").exists():
+        assert process.is_alive()
+        time.sleep(0.001)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     checkpoints = list_checkpoints(tmp_path)
     assert [path.name for path in checkpoints] == [f"checkpoint-{n}" for n in range(1, len(checkpoints) + 1)]
     assert len(checkpoints) >= 3

@@ -2,8 +2,6 @@
 """What two processes compute together is what one computes alone. This file is also what the processes run."""
 
 import itertools
-import os
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -124,12 +122,11 @@ def work(folder):
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What each of two processes found."""
+    from pretraining_runs import LAUNCH, launch  # not by the processes, which do not find it
+
     folder = tmp_path_factory.mktemp("distributed")
     config = str(CONFIGS / "cpu_2_processes.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, __file__, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.run(launcher, capture_output=True, text=True, timeout=300, env=environment)
-    assert process.returncode == 0, process.stdout + process.stderr
+    launch([*LAUNCH, "--config_file", config, __file__, str(folder)])
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

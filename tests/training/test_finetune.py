@@ -427,7 +427,7 @@ mixing:
   curriculum_batches: [1, 4]
   curriculum_noise_probability: 0.2
 train_data: {data}
-teacher: mfcc
+teacher: spectrum
 max_steps: 4
 num_identities: 5
 seconds: 0.5
@@ -440,7 +440,9 @@ warmup_steps: 1
 """
 
 
-def test_mixtures_with_a_teacher_resume_where_they_stopped(pretrained, tones, half_labelled, tmp_path, monkeypatch):
+def test_mixtures_with_a_teacher_resume_where_they_stopped(
+    pretrained, tones, half_labelled, spectrum, tmp_path, monkeypatch
+):
     """Everything comes out as without the stop: weights, curves, evaluations. The teacher hears each utterance once,
     those without a speaker too; the curriculum is that of the steps."""
     (tmp_path / "run.yaml").write_text(RESUMABLE.format(model=pretrained, data=half_labelled / "*.parquet"))
@@ -472,7 +474,7 @@ def test_mixtures_with_a_teacher_resume_where_they_stopped(pretrained, tones, ha
 
     with pytest.raises(SystemExit, match="checkpoint-4"):
         main("mixtures", *options)
-    with pytest.raises(SystemExit, match="of the teacher 'mfcc', not of 'campplus'"):
+    with pytest.raises(SystemExit, match="of the teacher 'spectrum', not of 'campplus'"):
         targets = ["--teacher_targets", run / "teacher.safetensors"]
         main("mixtures", *options, "--output_dir", tmp_path / "other", "--teacher", "campplus", *targets)
 

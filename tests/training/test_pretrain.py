@@ -8,12 +8,22 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
-from pretraining_runs import SCRIPT, TINY, batches, command, launch, pretrainer, results_of, run
+from pretraining_runs import (
+    SCRIPT,
+    TINY,
+    batches,
+    command,
+    forked,
+    launch,
+    pretrainer,
+    print_into,
+    results_of,
+    run,
+)
 from safetensors.torch import load_file
 from speech import make_rows, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -195,16 +205,19 @@ def test_a_killed_run_equals_one_never_stopped(tmp_path, processes, workers):
         else:
             launch(command(folder, *more, *arguments, options=options, processes=processes))
 
-    started = command(killed, *more, options=options, processes=processes)
-    with subprocess.Popen(
-        started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        while not (killed / "checkpoint-2").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.6))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    def start():
+        os.setsid()
+        print_into(os.open(os.devnull, os.O_WRONLY))
+        finish(killed)
+
+    process = forked(start)
+    while not (killed / "checkpoint-2").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.6))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
     finish(whole)
     finish(killed, "--resume_from_checkpoint", "latest")
     expected = batches(whole)

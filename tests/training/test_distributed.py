@@ -1,8 +1,9 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
-"""What two processes compute together is what one computes alone. This file is also what the processes run."""
+"""What two processes compute together is what one computes alone."""
 
 import itertools
-import sys
+import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import InitProcessGroupKwargs
+from pretraining_runs import LAUNCH, forked, launch, reset_accelerate
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -85,7 +87,7 @@ def work(folder):
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=60))  # a call that the other does not make is an error
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[patience])
     rank = accelerator.process_index
-    results = {"backend": distributed.get_backend(), "processes": accelerator.num_processes}
+    results = {}
 
     for case, batches in CASES.items():
         model = DistributedDataParallel(new_model(**OPTIONS.get(case, {})))
@@ -119,19 +121,40 @@ def work(folder):
     accelerator.end_training()
 
 
+def work_as(rank, port, folder):
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    reset_accelerate()
+    work(folder)
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What each of two processes found."""
-    from pretraining_runs import LAUNCH, launch  # not by the processes, which do not find it
-
     folder = tmp_path_factory.mktemp("distributed")
-    config = str(CONFIGS / "cpu_2_processes.yaml")
-    launch([*LAUNCH, "--config_file", config, __file__, str(folder)])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    started = [forked(work_as, rank, port, folder) for rank in "01"]
+    for process in started:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in started] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-def test_the_configuration_for_cpus_starts_two_processes(processes):
-    assert [(found["backend"], found["processes"]) for found in processes] == [("gloo", 2)] * 2
+PROGRAM = """
+from accelerate import PartialState
+from torch import distributed
+state = PartialState(cpu=True)
+print(f"process {state.process_index} of {state.num_processes}, {distributed.get_backend()}\\n", end="")
+state.destroy_process_group()
+"""
+
+
+def test_the_configuration_for_cpus_starts_two_processes(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    printed = launch([*LAUNCH, "--config_file", str(CONFIGS / "cpu_2_processes.yaml"), str(tmp_path / "program.py")])
+    assert {"process 0 of 2, gloo", "process 1 of 2, gloo"} <= set(printed.splitlines())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -183,7 +206,3 @@ def test_sharded_parameters_take_the_same_step(processes):
 def test_accelerate_knows_every_field_of_the_configurations(path):
     config = load_config_from_file(str(path))  # refuses unknown fields,
     assert set(config.fsdp_config or {}) <= set(vars(launch_command_parser().parse_args(["script.py"])))  # but in here
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

@@ -205,6 +205,8 @@ def test_a_killed_run_equals_one_never_stopped(tmp_path, processes, workers):
         else:
             launch(command(folder, *more, *arguments, options=options, processes=processes))
 
+    import pyroomacoustics  # noqa: F401 (here once, not in each worker)
+
     def start():
         os.setsid()
         print_into(os.open(os.devnull, os.O_WRONLY))

@@ -373,7 +373,7 @@ class TrainingTests(ExplainedSkips, upstream.TrainingTesterMixin):
     """Upstream's test that a model overfits a batch. It only knows text, so our batch passes for text. Separation
     losses, in dB, fall below zero, where upstream's relative threshold means nothing."""
 
-    training_overfit_steps = 150
+    training_overfit_steps = 75
     model_tester = None
     model_class: type
 

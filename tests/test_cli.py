@@ -290,7 +290,7 @@ def store_of(path, model: str, *names: str, kind: str = "mean"):
 WRONG_VALUES = {
     "no name": ("enrol  a.wav --store v", "'' is no name: give the speaker one"),
     "name of a path": ("enrol a/b a.wav --store v", "a speaker cannot be called 'a/b'"),
-    "store": ("enrol Anna a.wav --store b", "the store 'b' is a folder"),
+    "store": ("enrol Anna a.wav --store b", "'b' is a folder: choose the name of a file"),
     "kind": (
         "enrol Anna a.wav --store v --enrolment scorer",
         "--enrolment scorer needs a checkpoint of CSCForSpeaker",
@@ -645,7 +645,7 @@ def test_a_store_is_complete_or_as_it_was(model, audio, tmp_path, monkeypatch):
     def fail(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stores.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     result = run("enrol", "Ben", audio / "b.wav", "--store", store, "--model", model, status=2)
     assert error_of(result) == "csc-hf: No space left on device\n"
     assert store.read_bytes() == before and len(list((tmp_path / "real").iterdir())) == 1

@@ -63,6 +63,7 @@ TOOLS |= {"mkdocs-material", "mkdocstrings[python]"}
 ORDER = (
     "version",
     "broken_packages",
+    "files",
     "configuration_csc",
     "feature_extraction_csc",
     "modeling_csc",

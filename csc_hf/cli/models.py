@@ -86,7 +86,7 @@ def check_comparison(name: str, kind: str | None, threshold: float | None, condi
     """
     from ..configuration_csc import CSCConfig
     from ..enrolment import comparing_class
-    from ..evaluation.calibration import calibrated_conditions
+    from ..evaluation.calibration import calibrated_conditions, must_be_chosen
     from ..modeling_csc import CSCForPreTraining, CSCForSpeakerVerification, CSCModel
 
     config = CSCConfig.from_pretrained(name)
@@ -104,7 +104,7 @@ def check_comparison(name: str, kind: str | None, threshold: float | None, condi
                 f"--condition {condition}: the model has no such calibration for the enrolment {kind!r}, only "
                 f"{', '.join(known) or 'none'}"
             )
-    elif threshold is None and len(known) > 1:
+    elif threshold is None and must_be_chosen(known):
         raise ValueError(
             f"the model has calibrations for {', '.join(known)} of the enrolment {kind!r}: choose one by --condition"
         )

@@ -52,12 +52,13 @@ def separate(
             recording: [out / name.parent / f"{name.name}-{slot + 1}.wav" for slot in slots]
             for recording, name in names.items()
         }
+        for of_one in targets.values():
+            of_one[0].parent.mkdir(parents=True, exist_ok=True)
         check_targets([target for of_one in targets.values() for target in of_one], found)
         with contextlib.nullcontext() if as_json else Table("file", "slot", "activity", "speaks") as table:
 
             def work(recording: Recording) -> None:
                 written = [str(target) for target in targets[recording]]
-                targets[recording][0].parent.mkdir(parents=True, exist_ok=True)
                 audio, gain = write_voices(
                     lambda parts: separate_audio(network, recording.audio, output_files=parts), written, out.resolve()
                 )

@@ -154,7 +154,7 @@ class VoiceStore:
                 if not name.strip() or not name.isprintable():
                     raise ValueError(f"{name!r} is no name of a voice")
                 embedding = tensors[f"embedding.{number}"].float().numpy()
-                several = voice.get("several_speakers", False) is True  # stores of csc_hf 0.1 do not tell
+                several = voice.get("several_speakers", False) is True  # older stores do not tell
                 store.voices[name] = Enrolment(embedding, tensors.get(f"memory.{number}"), False, several)
                 store.recordings[name] = operator.index(voice["recordings"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # recursion is the last

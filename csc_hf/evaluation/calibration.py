@@ -2,6 +2,7 @@
 """Calibration: scores to log-likelihood ratios and decisions, learnt on trials and stored in the configuration."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -111,16 +112,14 @@ class Calibration:
         stored = _stored(getattr(model_or_config, "config", model_or_config))
         found = {one.condition: one for one in stored if one.enrolment == enrolment}
         if condition is None:
-            if len(found) == 2 and CLEAN in found:
-                (other,) = found.keys() - {CLEAN}
-                if other.startswith(MIXED):
-                    return found[other if several_speakers else CLEAN]
-            if len(found) > 1:
+            if must_be_chosen(found):
                 raise ValueError(
                     f"the model has calibrations of enrolment={enrolment!r} for {sorted(found)}: choose one, "
                     "condition=..."
                 )
-            return next(iter(found.values()), None)
+            if len(found) > 1 and not several_speakers:
+                return found[CLEAN]
+            return next((found[name] for name in found if name != CLEAN), found.get(CLEAN))
         if condition not in found:
             raise ValueError(
                 f"the model has no calibration of enrolment={enrolment!r} for condition {condition!r}, "
@@ -131,6 +130,12 @@ class Calibration:
     @property
     def _key(self) -> tuple[str, str]:
         return self.condition, self.enrolment
+
+
+def must_be_chosen(conditions: Collection[str]) -> bool:
+    """Whether one of several calibrations has to be chosen. Of "clean" and one for talkers at once, what is heard does."""
+    others = set(conditions) - {CLEAN}
+    return len(others) > 1 or (len(conditions) > 1 and not all(name.startswith(MIXED) for name in others))
 
 
 def calibrated_conditions(model_or_config, enrolment: str = "mean") -> list[str]:

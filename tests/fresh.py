@@ -77,6 +77,8 @@ def serve(connection: socket.socket) -> str:
     for descriptor, standard in zip(descriptors, (1, 2), strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
+    # The streams that were opened with this process believe that they can be sought in.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(job["env"])
     tempfile.tempdir = None  # which depends on them

@@ -133,7 +133,8 @@ class Calibration:
 
 
 def must_be_chosen(conditions: Collection[str]) -> bool:
-    """Whether one of several calibrations has to be chosen. Of "clean" and one for talkers at once, what is heard does."""
+    """Whether one of several calibrations has to be chosen. Between "clean" and one for talkers at once, what is heard
+    decides."""
     others = set(conditions) - {CLEAN}
     return len(others) > 1 or (len(conditions) > 1 and not all(name.startswith(MIXED) for name in others))
 

@@ -8,6 +8,7 @@ from tone_talkers import RATE, ToneModel, talk, voice
 from transformers import pipeline
 
 import csc_hf.extraction
+from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.audio import decode_audio, read_blocks, resample
 from csc_hf.diarization import DiarizationSettings
 from csc_hf.enrolment import enrol
@@ -212,3 +213,28 @@ def test_an_offset_changes_nothing(rate, tmp_path):
             live = Hears(model(), voice(ENROLLED), threshold=0.5)
             live.load_state_dict(state)
     np.testing.assert_array_equal(np.concatenate(heard), by_blocks)
+
+
+@ALL
+def test_an_offset_of_a_file_changes_no_answer(function, tmp_path):
+    """Of a file with it and of an array without: by blocks, live and by pipelines."""
+    recording = talk((0, 0.5, 6), (ENROLLED, 4, 12), seconds=13)
+    soundfile.write(tmp_path / "a.wav", recording + 0.3, RATE, "DOUBLE")
+    expected, found = function(recording, model()), function(str(tmp_path / "a.wav"), model())
+    assert np.any(expected)
+    if isinstance(expected, np.ndarray):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("offset", [0.001, 0.3])
+def test_a_muted_microphone_is_no_voice_to_verify(offset):
+    muted = np.full(3 * RATE, offset, np.float32)
+    verify = pipeline("speaker-verification", model=CSCForPreTraining(CSCConfig.tiny()), threshold=0.5)
+    with pytest.raises(ValueError, match="silent"):
+        verify.enrol("anna", muted)
+    speech = talk((0, 0, 2), seconds=2)
+    (of_both, of_speech) = verify([(speech, muted), (speech, speech + np.float32(offset))])
+    assert of_both["silent"] and of_both["decision"] is None
+    assert not of_speech["silent"] and of_speech["score"] > 0.999

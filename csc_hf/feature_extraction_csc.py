@@ -223,7 +223,7 @@ def high_pass(
     size = FILTERED_AT_A_TIME
     first, held = (float(samples[0]), 0j) if len(state) == 0 else (float(state[0]), complex(state[1], state[2]))
     filtered = np.empty(len(samples), np.float32)
-    largest = float(np.finfo(np.float32).max)
+    largest = 3e38  # which bfloat16 holds as well
     for begin in range(0, len(samples), size * 2**14):  # bounds the memory
         part = samples[begin : begin + size * 2**14].astype(np.float64) - first
         rows = np.zeros((-(-len(part) // size), size))

@@ -59,9 +59,23 @@ FILE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview)
 TORCHCODEC_SAMPLES = 2**30
 """Samples of all channels together, 4 GB, that torchcodec decodes at most: it gives a file as a whole."""
 
+TORCHCODEC_FRAME = 2048
+"""Samples in a frame of a codec that torchcodec does not tell of: those of ADPCM and of AAC at low rates."""
+
 CANCELLED = 1 / 4
 """Power of the average of the channels, relative to what the loudest of them would give alone, below which they cancel
 each other. It cannot be below 1 otherwise, but for chance."""
+
+EXACT_CODECS = ("pcm_", "flac", "alac", "wavpack", "tta", "ape")
+"""What names of codecs begin with that give the samples that were encoded, none before and none behind them."""
+
+AAC_DELAY = 2112
+"""Samples that Apple's encoder puts before the beginning, the most of all in use. Decoders take them off, headers may
+count them."""
+
+ROUNDED_SECONDS = 0.002
+"""By how much a length may be wrong that is written in milliseconds, as in Matroska and FLV, or by
+chunks, as in AVI."""
 
 MISSING_SHARE = 0.1
 """Share of what the header says from which on a recording that torchcodec has shortened is refused."""
@@ -272,7 +286,8 @@ class _Warnings:
     def length(self, decoded: float, promised: float, tolerance: float) -> None:
         """Warn if fewer seconds are decoded than were promised."""
         if decoded < promised - tolerance:
-            self(f"ends after {decoded:.2f} of the {promised:.2f} s that its header says")
+            lost = promised - decoded
+            self(f"ends after {decoded:.2f} of the {promised:.2f} s that its header says: {lost:.3f} s are lost")
 
 
 def is_file(audio: Any) -> bool:
@@ -478,7 +493,11 @@ def _frames(container: Any, reason: str) -> Iterator[Any]:
         if not container.streams.audio:
             raise ValueError("no audio in it")
         converter = av.AudioResampler(format="flt")
-        for frame in container.decode(container.streams.audio[0]):
+        stream = container.streams.audio[0]
+        if container.format.name == "caf" and stream.codec_context.name.startswith(EXACT_CODECS):
+            # FFmpeg would take what the last packet lacks to a whole one off its samples, which are none too many.
+            stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+        for frame in container.decode(stream):
             yield from converter.resample(frame)
     except Exception as error:
         raise _av_error(error, reason) from error
@@ -493,10 +512,10 @@ def _read_frames(
 ) -> Iterator[np.ndarray]:
     """Blocks (samples, channels) of `size` samples or a little more. Closes the files at the end."""
     held: list[np.ndarray] = []
-    num_held = num_read = rate = 0
+    num_held = num_read = rate = longest = 0
     with files:
         for frame in frames:
-            rate = frame.sample_rate
+            rate, longest = frame.sample_rate, max(longest, frame.samples)
             held.append(frame.to_ndarray().reshape(-1, frame.layout.nb_channels))
             num_held += len(held[-1])
             if num_held >= size:
@@ -505,8 +524,28 @@ def _read_frames(
         if held:
             yield np.concatenate(held)
             num_read += num_held
-        # What an encoder adds before and after is no loss: up to two of its frames.
-        told.length(num_read / rate, _promised_seconds(container), 0.05 + 2048 / rate)
+        stream = container.streams.audio[0]
+        is_exact = stream.duration is not None and stream.time_base * rate == 1 and container.format.name != "avi"
+        codec = stream.codec_context
+        tolerance = _tolerance(
+            codec.name, rate, codec.delay or 0, longest, 0.5 / rate if is_exact else ROUNDED_SECONDS
+        )
+        told.length(num_read / rate, _promised_seconds(container), tolerance)
+
+
+def _tolerance(codec: str, rate: float, delay: int, frame_samples: int, rounded: float) -> float:
+    """Seconds that may be missing by a header without any loss.
+
+    Args:
+        delay: samples that the encoder says it has put before the beginning.
+        frame_samples: in a frame of the codec, the last of which may be padded.
+        rounded: seconds by which the header itself may be wrong.
+    """
+    if codec.startswith(EXACT_CODECS):
+        return rounded
+    if codec == "aac":
+        delay = max(delay, AAC_DELAY)
+    return (delay + frame_samples) / rate + rounded
 
 
 def _promised_seconds(container: Any) -> float:
@@ -548,7 +587,8 @@ def _decode_all(decoder: Any, told: _Warnings) -> tuple[list[np.ndarray], float]
     if len(block) > seconds * samples.sample_rate:
         raise _too_long(name, seconds)
     decoded = len(block) / samples.sample_rate
-    tolerance = 0.05 + 2048 / samples.sample_rate
+    codec = getattr(metadata, "codec", None) or ""
+    tolerance = _tolerance(codec, samples.sample_rate, 0, TORCHCODEC_FRAME, ROUNDED_SECONDS)
     if decoded < (1 - MISSING_SHARE) * promised - tolerance:
         raise ValueError(
             f"{name}: torchcodec gives {decoded:.2f} of the {promised:.2f} s that the header says: give the file "

@@ -84,6 +84,7 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: bool | None = None,
         return_tensors: str | TensorType | None = None,
         sampling_rate: int | None = None,
+        is_filtered: bool = False,
     ) -> BatchFeature:
         """
         Args:
@@ -99,6 +100,8 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
             return_tensors (`str`, *optional*): "pt" or "np".
             sampling_rate (`int`, *optional*): Sampling rate of `raw_speech`, in Hz. Always pass it if the recordings
                 do not carry theirs: samples do not show that a rate is wrong.
+            is_filtered (`bool`): Whether `raw_speech` has been through `high_pass` before, as the utterances of
+                `csc_hf.data` have. It is then left as it is: the filter changes rumble again the second time.
 
         Returns:
             `BatchFeature` with `input_values` `(batch, samples)` float32 and `attention_mask` `(batch, samples)`
@@ -124,6 +127,8 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
         features: dict[str, list[np.ndarray]] = {"input_values": [], "attention_mask": []}
         for name, recording in recordings.items():
             waveform = self._read_waveform(name, recording, sampling_rate)
+            if not is_filtered:
+                waveform, _ = high_pass(waveform, self.sampling_rate)
             missing = max(0, self.min_samples - len(waveform))
             features["input_values"].append(np.pad(waveform, (0, missing), constant_values=self.padding_value))
             features["attention_mask"].append(np.pad(np.ones(len(waveform), dtype=np.int32), (0, missing)))
@@ -182,7 +187,7 @@ class CSCFeatureExtractor(SequenceFeatureExtractor):
                 f"{name} has {samples.size - int(finite.sum())} NaN or infinite samples, the first ({samples[first]})"
                 f" at {first}; repair the recording or leave it out."
             )
-        return high_pass(samples, self.sampling_rate)[0]
+        return samples
 
 
 HIGH_PASS_HZ = 20.0
@@ -218,7 +223,7 @@ def high_pass(
     size = FILTERED_AT_A_TIME
     first, held = (float(samples[0]), 0j) if len(state) == 0 else (float(state[0]), complex(state[1], state[2]))
     filtered = np.empty(len(samples), np.float32)
-    largest = float(np.finfo(np.float32).max)
+    largest = 3e38  # which bfloat16 holds as well
     for begin in range(0, len(samples), size * 2**14):  # bounds the memory
         part = samples[begin : begin + size * 2**14].astype(np.float64) - first
         rows = np.zeros((-(-len(part) // size), size))

@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         waveforms = [example["waveform"] for example in examples]
-        batch = extractor(waveforms, padding=True, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        batch = extractor(waveforms, padding=True, sampling_rate=SAMPLING_RATE, return_tensors="pt", is_filtered=True)
         return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
 
     trainer = Trainer(

@@ -85,12 +85,12 @@ def wav_with_header(draw) -> tuple[bytes, int, int]:
 
 @st.composite
 def waveforms(draw, max_samples: int = 5000, finite: bool = False) -> np.ndarray:
-    """Waveforms (samples,), float32: silence, constants, full scale, tiny, huge, clicks, noise; unless `finite`, NaN
-    or infinity."""
+    """Waveforms (samples,), float32: silence, constants, full scale, tiny, huge, clicks, steps, noise, rumble; unless
+    `finite`, NaN or infinity."""
     lengths = st.sampled_from([0, 1, 2, 255, 256, 1007, 1008, 1009, 3000]) | st.integers(0, max_samples)
     length = draw(lengths)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(["zeros", "constant", "clipped", "noise", "click", "alternating", "steps"]))
+    kind = draw(st.sampled_from(["zeros", "constant", "clipped", "noise", "click", "alternating", "steps", "rumble"]))
     level = draw(st.sampled_from([1e-45, 1e-38, 1e-20, 1e-8, 1e-3, 1.0, 32768.0, 1e10, 1e19, 1e30, 3e38]))
     samples = np.zeros(length)
     if kind == "constant":
@@ -105,6 +105,8 @@ def waveforms(draw, max_samples: int = 5000, finite: bool = False) -> np.ndarray
         samples = np.where(np.arange(length) % 2, 1.0, -1.0)
     elif kind == "steps":
         samples = np.repeat(rng.uniform(-1, 1, length // 500 + 1), 500)[:length]
+    elif kind == "rumble":
+        samples = np.sin(2 * np.pi * draw(st.floats(0.01, 20)) * np.arange(length) / RATE + draw(st.floats(0, 6)))
     samples = (level * samples).astype(np.float32)
     if not finite and length and draw(st.integers(0, 4)) == 0:
         samples[draw(st.integers(0, length - 1))] = draw(st.sampled_from(BAD))

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+import csc_hf.audio
 from csc_hf.audio import (
     LIMITS,
     NotFiniteError,
@@ -255,6 +256,14 @@ AV_FILES = [
     ("flv", "adpcm_swf", 22050),
     ("adts", "aac", 44100),
     ("caf", "pcm_s16be", 16000),
+    ("caf", "alac", 44100),
+    ("caf", "flac", 44100),
+    ("mov", "alac", 44100),
+    ("matroska", "alac", 44100),
+    ("matroska", "wavpack", 44100),
+    ("avi", "pcm_s16le", 44100),
+    ("flv", "pcm_mulaw", 8000),
+    ("tta", "tta", 44100),
     ("avi", "libmp3lame", 44100),
     ("mpegts", "aac", 44100),
     ("mpegts", "mp2", 48000),
@@ -290,6 +299,32 @@ def test_nothing_is_lost_of_any_container_and_codec(container, codec, rate, capl
         seconds = len(decode_audio(audio)) / 16000
         assert 2.0 - 1e-3 <= seconds <= 2.0 + 0.05 + 2 * 2048 / rate
     assert not caplog.records
+
+
+LOSSLESS = [case for case in AV_FILES if case[1].startswith(csc_hf.audio.EXACT_CODECS)]
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), LOSSLESS)
+def test_lossless_codecs_give_every_sample_or_tell(container, codec, rate, caplog, monkeypatch):
+    """Also of a last packet that is shorter than others, which FFmpeg cuts once more in CAF."""
+    for seconds in (2.0, 1.2345):
+        content = written_by_av(container, codec, rate, seconds=seconds)
+        assert len(decode_audio(content, rate)) == round(seconds * rate)
+    assert not caplog.records
+    frames = csc_hf.audio._frames
+    monkeypatch.setattr("csc_hf.audio._frames", lambda *args: cut_short(frames(*args), 0.01))
+    assert len(decode_audio(content, rate)) == round(seconds * rate) or "0.01" in caplog.text  # soundfile reads some
+
+
+def cut_short(frames, seconds: float):
+    """Frames of PyAV that lack the last seconds."""
+    frames = list(frames)
+    samples = [frame.to_ndarray() for frame in frames]
+    channels, rate = frames[0].layout.nb_channels, frames[0].sample_rate
+    values = np.concatenate(samples, axis=1)[:, : -round(seconds * rate) * channels]
+    frame = av.AudioFrame.from_ndarray(values, format="flt", layout=frames[0].layout.name)
+    frame.sample_rate = rate
+    yield frame
 
 
 @pytest.mark.parametrize(
@@ -355,10 +390,12 @@ def test_a_constant_is_a_constant_at_any_rate(rate):
     )
 
 
-def decoder(seconds: float, promised: float):
+def decoder(seconds: float, promised: float, codec: str = "mp3"):
     """A torchcodec decoder whose header promises more."""
     samples = types.SimpleNamespace(data=torch.zeros(1, round(16000 * seconds)), sample_rate=16000)
-    metadata = types.SimpleNamespace(sample_rate=16000, num_channels=1, duration_seconds_from_header=promised)
+    metadata = types.SimpleNamespace(
+        sample_rate=16000, num_channels=1, duration_seconds_from_header=promised, codec=codec
+    )
     return types.SimpleNamespace(metadata=metadata, get_all_samples=lambda: samples)
 
 
@@ -368,7 +405,14 @@ def test_what_torchcodec_loses_is_told(caplog):
     decode_audio(decoder(3.9, 4.0))
     assert not caplog.records
     decode_audio(decoder(3.74, 4.0))  # as of ALAC in CAF
-    assert "ends after 3.74 of the 4.00 s" in caplog.text
+    assert "ends after 3.74 of the 4.00 s that its header says: 0.260 s are lost" in caplog.text
+
+
+@pytest.mark.parametrize("codec", ["alac", "flac", "pcm_s16le", "aac"])
+def test_what_may_be_missing_depends_on_the_codec(codec, caplog):
+    """A codec with a delay counts it in the header, another does not."""
+    decode_audio(decoder(3.957, 4.0, codec))
+    assert ("ends after 3.96 of the 4.00 s that its header says: 0.043 s are lost" in caplog.text) == (codec != "aac")
 
 
 @pytest.mark.parametrize(

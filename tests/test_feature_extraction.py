@@ -89,6 +89,16 @@ def test_the_offset_is_taken_off_and_the_level_is_kept(extractor, offset):
         assert abs(values[-8000:].mean()) < 1e-7
 
 
+def test_what_is_filtered_is_not_filtered_again(extractor):
+    recording = np.random.default_rng(0).normal(0.3, 0.1, 2000).astype(np.float32)
+    once = extractor(recording, sampling_rate=16000, return_tensors="np")["input_values"][0]
+    np.testing.assert_array_equal(once, filtered(recording))
+    again = extractor(once, sampling_rate=16000, return_tensors="np", is_filtered=True)["input_values"][0]
+    np.testing.assert_array_equal(again, once)
+    with pytest.raises(ValueError, match="NaN"):
+        extractor(once * np.nan, sampling_rate=16000, is_filtered=True)
+
+
 def test_high_pass_is_the_butterworth_filter_of_second_order():
     """As SciPy designs and applies it, for an independent check."""
     signal = pytest.importorskip("scipy.signal")

@@ -4,16 +4,20 @@
 import numpy as np
 import pytest
 import soundfile
+import torch
+from datasets import Audio, Dataset
 from tone_talkers import RATE, ToneModel, talk, voice
 from transformers import pipeline
 
+import csc_hf.diarization
 import csc_hf.extraction
+from csc_hf import CSCConfig, CSCForPreTraining
 from csc_hf.audio import decode_audio, read_blocks, resample
 from csc_hf.diarization import DiarizationSettings
 from csc_hf.enrolment import enrol
 from csc_hf.evaluation.metrics import si_sdr
 from csc_hf.feature_extraction_csc import high_pass
-from csc_hf.long_audio import open_recording
+from csc_hf.long_audio import embed, open_recording, separate
 from csc_hf.streaming import LiveDiarizer, LiveExtractor, join_turns
 
 ENROLLED = 1
@@ -212,3 +216,90 @@ def test_an_offset_changes_nothing(rate, tmp_path):
             live = Hears(model(), voice(ENROLLED), threshold=0.5)
             live.load_state_dict(state)
     np.testing.assert_array_equal(np.concatenate(heard), by_blocks)
+
+
+@ALL
+def test_an_offset_of_a_file_changes_no_answer(function, tmp_path):
+    """Of a file with it and of an array without: by blocks, live and by pipelines."""
+    recording = talk((0, 0.5, 6), (ENROLLED, 4, 12), seconds=13)
+    soundfile.write(tmp_path / "a.wav", recording + 0.3, RATE, "DOUBLE")
+    expected, found = function(recording, model()), function(str(tmp_path / "a.wav"), model())
+    assert np.any(expected)
+    if isinstance(expected, np.ndarray):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("offset", [0.001, 0.3])
+def test_a_muted_microphone_is_no_voice_to_verify(offset):
+    muted = np.full(3 * RATE, offset, np.float32)
+    verify = pipeline("speaker-verification", model=CSCForPreTraining(CSCConfig.tiny()), threshold=0.5)
+    with pytest.raises(ValueError, match="silent"):
+        verify.enrol("anna", muted)
+    speech = talk((0, 0, 2), seconds=2)
+    (of_both, of_speech) = verify([(speech, muted), (speech, speech + np.float32(offset))])
+    assert of_both["silent"] and of_both["decision"] is None
+    assert not of_speech["silent"] and of_speech["score"] > 0.999
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+FORMS = {
+    "path": lambda path: str(path),
+    "Path": lambda path: path,
+    "bytes": lambda path: path.read_bytes(),
+    "open file": lambda path: open(path, "rb"),
+    "file in a dict": lambda path: {"bytes": path.read_bytes(), "path": None},
+    "row of Common Voice": lambda path: {
+        "path": "common_voice.mp3",
+        "audio": {"path": None, "bytes": path.read_bytes()},
+    },
+    "array in a dict": lambda path: {"array": soundfile.read(path)[0], "sampling_rate": RATE},
+    "array": lambda path: soundfile.read(path)[0],
+    "tensor": lambda path: torch.from_numpy(soundfile.read(path)[0]),
+    "list": lambda path: soundfile.read(path)[0].tolist(),
+}
+
+DOORS = {
+    "separate": lambda audio: separate(model(), audio).sources,
+    "embed": lambda audio: embed(model(), audio).embeddings,
+    "diarize": lambda audio: np.array([turn.end for turn in csc_hf.diarization.diarize(model(), audio).turns]),
+    "extract": lambda audio: extract_by_blocks(audio, model()),
+    "enrol": lambda audio: enrol(model(), [audio]).embedding,
+    "pipeline": lambda audio: extract(audio, model()),
+}
+
+
+@pytest.fixture(scope="module")
+def talk_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("forms") / "talk.wav"
+    soundfile.write(path, talk((ENROLLED, 0, 1), (0, 1, 2), seconds=2), RATE, "FLOAT")
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_takes_every_form(door, form, talk_file):
+    expected = DOORS[door](str(talk_file))
+    assert np.any(expected)
+    np.testing.assert_allclose(DOORS[door](FORMS[form](talk_file)), expected, atol=1e-5)
+
+
+def test_a_dataset_and_its_rows_go_through_pipelines(talk_file):
+    rows = Dataset.from_dict({"audio": [str(talk_file)] * 2, "path": ["a.mp3", "b.mp3"]})
+    rows = rows.cast_column("audio", Audio(decode=False))
+    turns = [found["turns"] for found in pipeline("speaker-diarization", model=model())(rows)]
+    assert len(turns) == 2 and turns[0] and diarize(str(talk_file), model()) == diarize(rows[1], model())
+
+
+def test_live_streams_take_arrays_tensors_and_numbers_and_refuse_bytes(talk_file):
+    samples = soundfile.read(talk_file, dtype="float32")[0]
+    expected = extract_live(samples, model())
+    for form in (torch.from_numpy(samples), samples.tolist(), tuple(samples.tolist())):
+        live = LiveExtractor(model(), voice(ENROLLED), threshold=0.5)
+        np.testing.assert_allclose(np.concatenate([live.push(form), live.finish()]), expected, atol=1e-6)
+    live = LiveExtractor(model(), voice(ENROLLED), threshold=0.5)
+    for wrong in (samples.tobytes(), 0.5, "talk.wav", None):
+        with pytest.raises(ValueError, match="a block is a .*give floats"):
+            live.push(wrong)

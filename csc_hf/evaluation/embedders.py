@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from ..audio import SAMPLING_RATE
+from ..feature_extraction_csc import CSCFeatureExtractor
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +215,8 @@ class XVectorEmbedder:
     def __init__(self, model: Any, feature_extractor: Any, batch_size: int = 16):
         self.model = model
         self.feature_extractor = feature_extractor
+        # The recordings of trials are filtered; extractors of other models do not filter.
+        self._options = {"is_filtered": True} if isinstance(feature_extractor, CSCFeatureExtractor) else {}
         self.batch_size = _check_batch_size(batch_size)
 
     @property
@@ -225,7 +228,7 @@ class XVectorEmbedder:
         embeddings: dict[int, np.ndarray] = {}
         for numbers in _batches(waveforms, self.batch_size, one_length=True):
             batch = [waveforms[number] for number in numbers]
-            inputs = self.feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+            inputs = self.feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt", **self._options)
             output = self.model(**inputs.to(self.model.device))
             embeddings |= zip(numbers, _to_numpy(output.embeddings), strict=True)
         return np.stack([embeddings[number] for number in range(len(waveforms))])

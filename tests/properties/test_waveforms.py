@@ -22,6 +22,7 @@ from csc_hf import (
     CSCForXVector,
     CSCModel,
 )
+from csc_hf.feature_extraction_csc import HIGH_PASS_HZ, high_pass
 from csc_hf.long_audio import embed, separate
 
 HEADS = [
@@ -95,6 +96,46 @@ def test_feature_extractor(recordings, dtype, padding, max_length, truncation, m
         assert values.dtype == np.float32 and values.shape == mask.shape and len(values) >= extractor.min_samples
         assert np.isfinite(values).all() and set(mask.tolist()) <= {0, 1} and mask[0] == 1
         assert not values[mask == 0].any()
+
+
+# --- the filter ------------------------------------------------------------------------------------------------------
+
+LEVELS = st.sampled_from([1e-45, 1e-20, 1e-3, 1.0, -0.5, 32768.0, -1e19, 3e38])
+CUTS = st.lists(st.integers(0, 12_000), max_size=6).map(sorted)
+
+
+def by_blocks(waveform: np.ndarray, cuts: list[int]) -> np.ndarray:
+    """What `high_pass` makes of a waveform (samples,): the same by blocks as of the whole, and finite."""
+    state, blocks = None, []
+    for block in np.split(waveform, cuts):
+        filtered, state = high_pass(block, RATE, state)
+        blocks.append(filtered)
+    whole, _ = high_pass(waveform, RATE)
+    assert whole.dtype == np.float32 and np.isfinite(whole).all()
+    np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=1e-5, atol=1e-9 * np.abs(waveform).max())
+    return whole
+
+
+@given(LEVELS, st.integers(1, 12_000), CUTS)
+def test_a_constant_is_silence(level, length, cuts):
+    assert not by_blocks(np.full(length, level, np.float32), cuts).any()
+
+
+@given(LEVELS, LEVELS, st.integers(1, 4000), CUTS)
+def test_a_step_is_soon_silence(before, after, place, cuts):
+    waveform = np.full(12_000, after, np.float32)
+    waveform[:place] = before
+    largest = max(abs(before), abs(after), 1e-30)
+    assert np.abs(by_blocks(waveform, cuts)[place + RATE // 4 :] / largest).max() < 1e-6
+
+
+@given(LEVELS, LEVELS, st.floats(0.1, 10), CUTS)
+def test_rumble_is_turned_down_by_the_square_of_its_frequency(level, offset, frequency, cuts):
+    waveform = level * np.sin(2 * np.pi * frequency * np.arange(12_000) / RATE) + offset
+    waveform = np.clip(waveform, -3e38, 3e38).astype(np.float32)
+    rest = by_blocks(waveform, cuts)[RATE // 2 :]
+    if max(abs(level), abs(offset)) < 1e38 and abs(offset) < 100 * abs(level):  # neither clipped nor rounded away
+        assert np.abs(rest).max() < (1.01 * (frequency / HIGH_PASS_HZ) ** 2 + 1e-4) * abs(level) + 1e-44
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -218,3 +259,14 @@ def test_separation(recording):
         assert len(str(error)) > 15
         return
     assert is_finite(result)
+
+
+@given(LEVELS, st.integers(2000, 20_000), st.sampled_from([RATE, 8000, 44100]))
+def test_constants_are_silence_for_pipelines(level, length, rate):
+    audio = {"array": np.full(length, level, np.float32), "sampling_rate": rate}
+    verify = pipe_of("speaker-verification", CSCForPreTraining)
+    result = verify((audio, audio))
+    assert result["silent"] and result["decision"] is None
+    with pytest.raises(ValueError, match="silent"):
+        verify.enrol("anna", audio)
+    assert not pipe_of("speech-separation", CSCForSpeechSeparation)(audio)["sources"].any()

@@ -48,7 +48,6 @@ def card_data(name: str, results: dict) -> ModelCardData:
         pipeline_tag="audio-classification",
         license="cc-by-sa-4.0",
         tags=["speech", "speaker-verification", "speech-separation", "contrastive-separative-coding"],
-        datasets=["openslr/librispeech_asr"],
         metrics=["eer"],
         eval_results=figures,
     )

@@ -39,7 +39,7 @@ def save_repository(
 
     That is `config.json`, `preprocessor_config.json`, `model.safetensors`, the code that loads it with
     `trust_remote_code=True`, `results.json` and the model card. Weights that were loaded from another model have its
-    licence, and name it as their base model.
+    licence, and name it as their base model where it is on the Hub.
 
     Args:
         folder: made if it is not there.
@@ -54,8 +54,11 @@ def save_repository(
     model.save_pretrained(folder)
     feature_extractor.save_pretrained(folder)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    origin = inherited(model.name_or_path, getattr(model.config, "_commit_hash", None)) if model.name_or_path else {}
-    render_card(model, report, repo_id or folder.name, origin).save(folder / "README.md")
+    origin: dict[str, Any] = {}
+    trained_from = None
+    if model.name_or_path:
+        origin, trained_from = inherited(model.name_or_path, getattr(model.config, "_commit_hash", None))
+    render_card(model, report, repo_id or folder.name, origin, trained_from).save(folder / "README.md")
 
 
 LICENSE_FIELDS = ("license", "license_name", "license_link")
@@ -74,28 +77,45 @@ def card_origin(name: str, revision: str | None = None) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         logger.warning("the card of %s cannot be read, so its licence is not known: %s", name, error)
         return {}
-    fields = {field: data.get(field) if data is not None else None for field in (*LICENSE_FIELDS, "base_model")}
-    return {field: value for field, value in fields.items() if value is not None}
+    fields = {field: data.get(field) for field in LICENSE_FIELDS} if data is not None else {}
+    base = data.get("base_model") if data is not None else None
+    # Paths in older cards, or in those of others, are not passed on.
+    fields["base_model"] = [item for item in (base if isinstance(base, list) else [base]) if is_hub_name(item)]
+    if not isinstance(base, list):
+        fields["base_model"] = next(iter(fields["base_model"]), None)
+    return {field: value for field, value in fields.items() if value}
 
 
-def inherited(name: str, revision: str | None = None) -> dict[str, Any]:
+def is_hub_name(name: Any) -> bool:
+    """Whether this is `user/name`, and no folder on this machine."""
+    return (
+        isinstance(name, str)
+        and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+        and not os.path.exists(name)
+    )
+
+
+def inherited(name: str, revision: str | None = None) -> tuple[dict[str, Any], str]:
     """The licence and the base model of weights that were trained from those of another model.
 
-    The base model is that model. A folder goes by the name on the Hub that its card has; else it was not published,
-    and its own base model stands for it; else by the folder's name.
+    The base model is that model. A folder goes by the name on the Hub that its card has; else it was not
+    published, and its own base model stands for it, if it has one.
 
     Args:
         name: the other model, a folder or a name on the Hub.
         revision: on the Hub.
+
+    Returns:
+        Fields of the metadata, and what the text calls the other model: its name on the Hub or that of its folder.
     """
     origin = card_origin(name, revision)
     if not os.path.isdir(name):
-        return origin | {"base_model": name}
+        return origin | {"base_model": name}, name
     card = Path(name, "README.md")
-    title = re.search(r"^# (\S+/\S+)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
-    if title is not None:
-        return origin | {"base_model": title[1]}
-    return {"base_model": Path(name).resolve().name} | origin
+    title = re.search(r"^# (\S+)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
+    if title is not None and is_hub_name(title[1]):
+        return origin | {"base_model": title[1]}, title[1]
+    return origin, Path(name).resolve().name
 
 
 def without_paths(value: Any) -> Any:
@@ -118,7 +138,11 @@ def without_paths(value: Any) -> Any:
 
 
 def render_card(
-    model: PreTrainedModel, report: str, repo_id: str, origin: Mapping[str, Any] = MappingProxyType({})
+    model: PreTrainedModel,
+    report: str,
+    repo_id: str,
+    origin: Mapping[str, Any] = MappingProxyType({}),
+    trained_from: str | None = None,
 ) -> ModelCard:
     """The card of a CSC model.
 
@@ -128,6 +152,7 @@ def render_card(
         repo_id: as above.
         origin: fields of the metadata that tell the licence and the base model, from `inherited` or `card_origin`.
             Without it, the card claims no licence.
+        trained_from: name of the model whose weights training began with; None for a new model.
     """
     return ModelCard.from_template(
         ModelCardData(
@@ -141,6 +166,7 @@ def render_card(
         num_parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
         front_end=model.config.front_end,
         report=report,
+        trained_from=trained_from,
     )
 
 

@@ -276,6 +276,23 @@ def test_fine_tuned_weights_inherit_the_licence(tmp_path):
         assert "`CSCForPreTraining`" in card.text and "OptimizedModule" not in card.text
 
 
+def test_no_folder_is_published_as_the_base_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = CSCForPreTraining(CSCConfig.tiny())
+    extractor = CSCFeatureExtractor(min_samples=model.config.segment_samples)
+    save_repository("runs/base", model, extractor, {}, "none")
+    save_repository(tmp_path / "first", CSCForPreTraining.from_pretrained("runs/base"), extractor, {}, "none")
+    card = ModelCard.load(tmp_path / "first" / "README.md")
+    assert card.data.base_model is None and "Trained from the weights of `base`." in card.text
+    for wrong in (f"{tmp_path}/runs/base", "runs/base", "base"):
+        card.data.base_model = wrong  # as a card of others may have it
+        card.save(tmp_path / "first" / "README.md")
+        save_repository(tmp_path / "second", CSCForPreTraining.from_pretrained("first"), extractor, {}, "none")
+        assert ModelCard.load(tmp_path / "second" / "README.md").data.base_model is None
+        for path in (tmp_path / "second").iterdir():
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+
+
 def test_published_settings_have_names_for_paths(tmp_path):
     settings = {
         "train_data": {"anna": {"path": str(tmp_path / "voices"), "probability": 0.5}},

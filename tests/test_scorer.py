@@ -249,7 +249,7 @@ def test_the_pipeline_takes_a_scorer_for_what_it_is(folder, caplog):
     first, second, test, other = recordings(4)
     verify = pipeline("speaker-verification", model=str(folder))
     assert type(verify.model) is CSCForSpeakerVerification and verify.enrolment == "scorer"
-    assert "enrolment='scorer': SCORES ARE BARE LOGITS" in caplog.text and "newly initialised" not in caplog.text
+    assert "the enrolment 'scorer': SCORES ARE BARE LOGITS" in caplog.text and "newly initialised" not in caplog.text
     enrolled = torch.zeros(1, 2, len(second))
     enrolled[0, 0, : len(first)], enrolled[0, 1] = torch.from_numpy(first), torch.from_numpy(second)
     mask = (torch.arange(len(second)) < torch.tensor([[[len(first)], [len(second)]]])).long()

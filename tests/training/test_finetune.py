@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -732,6 +733,31 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, pretrained, tones, tmp_pa
     with pytest.raises(SystemExit, match="step . the loss is .*nan.*: lower --learning_rate"):
         tune(name, pretrained, tones, tmp_path, *options)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("verification", ["--sir_db", "5", "1"], r"--sir_db \(5.0, 1.0\)"),
+        ("verification", ["--interferer_probability", "2"], "--interferer_probability 2: must be from 0 to 1"),
+        ("verification", ["--reservoir_seconds", "3"], "--reservoir_seconds 3: fewer than 5 speakers"),
+        ("mixtures", ["--attn_implementation", "wrong"], "--attn_implementation wrong: "),
+        ("scorer", ["--attn_implementation", "wrong"], "--attn_implementation wrong: "),
+        (
+            "mixtures",
+            ["--num_identities", "40"],
+            "--num_identities 40 different speakers.*hold 6.*--reservoir_seconds",
+        ),
+        ("mixtures", ["--eval_data", "nowhere/here"], "--eval_data nowhere/here: "),
+        ("classification", ["--train_data", "nowhere/here"], "nowhere/here: "),
+        ("classification", ["--train_data", __file__], "cannot be read as data: give Parquet or tar"),
+    ],
+)
+def test_wrong_values_of_options_are_one_line(name, options, named, pretrained, tones, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        tune(name, pretrained, tones, tmp_path, "--max_steps", "1", *options)
+    message = str(error.value)
+    assert re.search(named, message) and "\n" not in message, message
 
 
 def test_each_label_is_on_both_sides_of_a_split():

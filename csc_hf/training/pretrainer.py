@@ -172,9 +172,8 @@ class Pretrainer:
             disable=not self.accelerator.is_main_process,
         )
         self.model.train()
-        batches = name_too_few(
-            self.stream, "--per_device_train_batch_size"
-        )  # each process has its own, so Accelerate has nothing to share out
+        # Each process has its own, so Accelerate has nothing to share out.
+        batches = name_too_few(self.stream, "--per_device_train_batch_size")
         overflow = OverflowGuard()
         while self.step < args.max_train_steps:
             was_updated = self.train_step(batches, meter)

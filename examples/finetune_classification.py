@@ -28,6 +28,7 @@ from csc_hf.data.reservoir import ANY_LENGTH, SkippedRows, UnusableRow, usable_u
 from csc_hf.data.utterances import Row, dataset_arguments, label_or_none
 from csc_hf.files import escape_unprintable
 from csc_hf.training.arguments import option
+from csc_hf.training.corpora import in_words_of_options
 from csc_hf.training.finetuning import (
     FinetuningArguments,
     StopAtNonFiniteLoss,
@@ -58,7 +59,10 @@ class Arguments(FinetuningArguments):
 
 def open_table(path: str, split: str, audio_column: str, label_column: str) -> tuple[Table, list[str]]:
     """The labelled rows of a split, with their audio alone, not decoded, and the label of each."""
-    table = load_dataset(split=split, **dataset_arguments(path, split))
+    try:
+        table = load_dataset(split=split, **dataset_arguments(path, split))
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        raise SystemExit(f"{path}: {in_words_of_options(str(error))}") from error
     for name, column in (("audio", audio_column), ("label", label_column)):
         if column not in table.column_names:
             raise SystemExit(f"--{name}_column_name {column}: the data has {table.column_names}, name one of them")
@@ -108,9 +112,13 @@ def split_by_label(table: Table, share: float, seed: int) -> tuple[Table, Table]
     numbers = np.array(table["labels"])
     generator = np.random.default_rng(seed)
     held_out: list[int] = []
+    left = 0.0  # of the share, by rounding
     for label in np.unique(numbers):
         rows = generator.permutation(np.flatnonzero(numbers == label))
-        held_out += rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)].tolist()
+        exact = share * len(rows) + left
+        number_held = min(max(round(exact), 1), len(rows) - 1)
+        left = min(max(exact - number_held, -0.5), 0.5)
+        held_out += rows[:number_held].tolist()
     kept = np.setdiff1d(np.arange(len(numbers)), held_out)
     return table.select(kept), table.select(sorted(held_out))
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, set_seed
 
 from csc_hf import CSCFeatureExtractor, CSCForXVector
-from csc_hf.data.mixing import MixingConfig, draw_group
+from csc_hf.data.mixing import MixingConfig, TooFewIdentitiesError, draw_group
 from csc_hf.evaluation.embedders import XVectorEmbedder
 from csc_hf.evaluation.reports import format_report
 from csc_hf.evaluation.scoring import score_trials
@@ -32,6 +32,7 @@ from csc_hf.training.finetuning import (
     SpeechArguments,
     SpeechReservoir,
     StopAtNonFiniteLoss,
+    config_of_options,
     load_model,
     open_speech,
     parse_arguments,
@@ -78,7 +79,13 @@ class SpeakerCrops(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         # The first recipe of a group, which pre-training would use as a whole.
-        recipe = draw_group(self.speech.clips(), self.mixing, self.seed, 0, number)[0]
+        try:
+            recipe = draw_group(self.speech.clips(), self.mixing, self.seed, 0, number)[0]
+        except TooFewIdentitiesError as error:
+            raise SystemExit(
+                f"--train_data, --reservoir_seconds {self.speech.reservoir.config.seconds:g}: fewer than "
+                f"{self.mixing.num_identities} speakers are held: add speakers, hold more, or shuffle the rows"
+            ) from error
         example = {
             "input_values": torch.from_numpy(self.speech.mix(recipe)),
             "labels": torch.tensor(self.number_of[self.speech.speaker(recipe)]),
@@ -104,8 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     args, _ = parse_arguments(Arguments, argv, __doc__, DEMO)
     training_args = trainer_arguments(args, args.batch_size)
     set_seed(args.seed)
-    speech = open_speech(args)
-    mixing = MixingConfig(
+    mixing = config_of_options(
+        MixingConfig,
+        args,
+        "mixing",
         num_identities=5,  # the fewest that a group can be drawn from
         seconds=args.seconds,
         supervision="speaker",
@@ -114,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         noise_probability=args.noise_probability,
         same_source_probability=0.0,  # each speaker comes as often as any other
     )
+    speech = open_speech(args)
     held = SpeechReservoir(speech.training, args, training_args.process_index, training_args.world_size)
     num_crops = args.max_steps * args.batch_size * training_args.world_size
     crops = SpeakerCrops(held, speech.speakers, mixing, args.seed, num_crops)

@@ -133,6 +133,10 @@ class MixingConfig(AugmentationConfig):
         )
 
 
+class TooFewIdentitiesError(ValueError):
+    """The recordings at hand are of too few identities for a group."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """What drawing must know of a recording, of which only a part may be held.
@@ -498,7 +502,7 @@ def _choose_identities(
     if len(index.by_identity) < config.num_identities:
         what = "utterances" if config.supervision == "utterance" else "speakers"
         num_clips, seconds = len(index.clips), sum(clip.num_samples for clip in index.clips) / SAMPLING_RATE
-        raise ValueError(
+        raise TooFewIdentitiesError(
             f"a group needs num_identities={config.num_identities} different {what}, and the {num_clips} utterances "
             f"at hand ({seconds:.0f} s) hold {len(index.by_identity)}: add data, lower num_identities, or, if the "
             "data has more, hold more of it at a time (reservoir_seconds) or shuffle its rows"

@@ -142,7 +142,7 @@ def stream_utterances(
         load_options: passed on to `datasets.load_dataset` (`name`, `data_files`, `revision`, `token`, ...).
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or a file has another format.
         FileNotFoundError: no file matches.
         Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
@@ -165,6 +165,7 @@ def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_option
     An existing path is a path, whatever its letters; anything else may be a pattern.
 
     Raises:
+        ValueError: a file has another format.
         FileNotFoundError: no file matches.
     """
     path = os.fspath(name_or_path)
@@ -177,6 +178,8 @@ def dataset_arguments(name_or_path: str | os.PathLike, split: str, **load_option
         return {"path": builder, "data_files": {split: files[0] if len(files) == 1 else files}} | load_options
     if _looks_like_pattern(path) and "data_files" not in load_options:
         return _files_of_folder(os.path.abspath(path)) | load_options
+    if "data_files" not in load_options:
+        _check_format(path)
     return {"path": path} | load_options
 
 
@@ -191,7 +194,16 @@ def split_names(name_or_path: str | os.PathLike) -> list[str]:
         return []
     if _looks_like_pattern(path):
         return list(_files_of_folder(os.path.abspath(path))["data_files"])
+    _check_format(path)
     return get_dataset_split_names(path)
+
+
+def _check_format(path: str) -> None:
+    if os.path.isfile(path):
+        raise ValueError(
+            f"{path!r} is a file that cannot be read as data: give Parquet or tar files "
+            f"({', '.join(BUILDERS)}), a folder of them or of audio files, or the name of a data set on the Hub"
+        )
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -5,12 +5,15 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from ..data.mixing import TooFewIdentitiesError
 from ..data.reservoir import ANY_LENGTH, ReservoirConfig, skip_unusable
 from ..data.stream import MixtureStream, Shard, read_impulse_responses
 from ..data.utterances import Utterance, UtteranceStream, split_names, stream_utterances
 from .arguments import FILE_ENDINGS, PretrainingArguments
+
+Batch = TypeVar("Batch")
 
 UNLABELLED: dict[str, Any] = {"speaker_column": None, "source_column": None, "id_column": None}
 """Columns of noise and impulse responses."""
@@ -52,11 +55,11 @@ def open_data(args: ColumnArguments, data: str | Mapping[str, Any], split: str, 
     settings = {name: None if value == "none" else value for name, value in settings.items()}
     try:
         return stream_utterances(path, **settings)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"{path}: {_in_words_of_options(str(error))}") from error
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        raise SystemExit(f"{path}: {in_words_of_options(str(error))}") from error
 
 
-def _in_words_of_options(message: str) -> str:
+def in_words_of_options(message: str) -> str:
     """A message of `stream_utterances` or `datasets`, for those who gave options."""
     message = " ".join(message.split())
     if split := re.match(r"Bad split: (.*?)\. Available splits: (\[.*\])", message):
@@ -104,9 +107,34 @@ def refuse_training_data(args: PretrainingArguments) -> None:
 
 
 def only_split(path: str) -> str | None:
-    """The name of the split of a data set that has a single one; None for others, and for files."""
-    splits = split_names(path)
+    """The name of the split of a data set to evaluate on that has a single one; None for others, and for files.
+
+    Raises:
+        SystemExit: there is no such data.
+    """
+    try:
+        splits = split_names(path)
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        raise SystemExit(f"--eval_data {path}: {in_words_of_options(str(error))}") from error
     return splits[0] if len(splits) == 1 else None
+
+
+def name_too_few(batches: Iterable[Batch], option: str) -> Iterator[Batch]:
+    """Pass batches on.
+
+    Args:
+        option: that says how many identities a batch has.
+
+    Raises:
+        SystemExit: the data at hand has too few identities for a batch.
+    """
+    try:
+        yield from batches
+    except TooFewIdentitiesError as error:
+        # An error of a background process has its traceback before the message.
+        message = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        message = re.sub(r"num_identities(=)?", lambda found: f"{option} " if found[1] else option, message)
+        raise SystemExit(message.replace("(reservoir_seconds)", "(--reservoir_seconds)")) from error
 
 
 def usable_utterances(streams: Iterable[UtteranceStream]) -> Iterator[Utterance]:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -39,7 +39,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .collapse import OverflowGuard
-from .corpora import UNLABELLED, only_split, open_data, usable_utterances
+from .corpora import UNLABELLED, name_too_few, only_split, open_data, usable_utterances
 from .distributed import create_training_arguments
 from .hub import save_repository, without_paths
 
@@ -197,8 +197,16 @@ class LabelledSpeech:
     def build_trials(
         self, seed: int, seconds: float, recordings_per_speaker: int, conditions: Sequence[str] = BASIC_CONDITIONS
     ) -> TrialSet:
-        """Trials of the held-out speakers, see `csc_hf.evaluation.trials.build_trials`."""
-        return build_trials(usable_utterances(self.held_out), seed, seconds, recordings_per_speaker, conditions)
+        """Trials of the held-out speakers, see `csc_hf.evaluation.trials.build_trials`.
+
+        Raises:
+            SystemExit: there is too little speech for trials.
+        """
+        utterances = usable_utterances(self.held_out)
+        try:
+            return build_trials(utterances, seed, seconds, recordings_per_speaker, conditions)
+        except ValueError as error:
+            raise SystemExit(f"--eval_data: {error} (--eval_seconds {seconds:g})") from error
 
 
 def open_speech(args: SpeechArguments) -> LabelledSpeech:
@@ -305,8 +313,22 @@ def load_model(model_class: type[Model], name: str, labels: Sequence[str] | None
         name: a preset, or the folder or Hub name of a saved model.
         labels: what the head tells apart; None for a model without labels.
         options: fields of the configuration, `attn_implementation`.
+
+    Raises:
+        SystemExit: there is no such `attn_implementation` here.
     """
-    options |= {"calibration": None, "diarization": None}
+    try:
+        return _load_model(model_class, name, labels, options)
+    except (ValueError, ImportError) as error:
+        if (chosen := options.get("attn_implementation")) is None or "attention" not in str(error).lower():
+            raise
+        raise SystemExit(f"--attn_implementation {chosen}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _load_model(
+    model_class: type[Model], name: str, labels: Sequence[str] | None, options: Mapping[str, Any]
+) -> Model:
+    options = {**options, "calibration": None, "diarization": None}
     id2label = dict(enumerate(labels or ()))
     if labels is not None:
         options |= {"id2label": id2label, "label2id": {label: number for number, label in id2label.items()}}
@@ -444,7 +466,7 @@ def train(
         The figures, averaged over processes and over each `logging_steps` steps.
 
     Raises:
-        SystemExit: the loss or its gradient is not finite.
+        SystemExit: the loss or its gradient is not finite, or there are too few speakers for a batch.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=args.learning_rate)
@@ -467,7 +489,7 @@ def train(
         total=args.max_steps,
         disable=not accelerator.is_main_process,
     )
-    for step, batch in zip(bar, batches, strict=False):
+    for step, batch in zip(bar, name_too_few(batches, "--num_identities"), strict=False):
         loss, figures = compute_losses(model, batch)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(learning, max_grad_norm)

@@ -40,7 +40,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .collapse import CollapsedError, CollapseGuard, OverflowGuard
-from .corpora import open_held_out, open_mixtures, refuse_training_data, usable_utterances
+from .corpora import name_too_few, open_held_out, open_mixtures, refuse_training_data, usable_utterances
 from .distributed import create_accelerator
 from .hub import BackgroundPush, save_repository, without_paths
 from .meter import Meter
@@ -172,7 +172,8 @@ class Pretrainer:
             disable=not self.accelerator.is_main_process,
         )
         self.model.train()
-        batches = iter(self.stream)  # each process has its own, so Accelerate has nothing to share out
+        # Each process has its own, so Accelerate has nothing to share out.
+        batches = name_too_few(self.stream, "--per_device_train_batch_size")
         overflow = OverflowGuard()
         while self.step < args.max_train_steps:
             was_updated = self.train_step(batches, meter)

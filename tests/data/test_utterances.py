@@ -1,4 +1,5 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
+import gzip
 import io
 import itertools
 import json
@@ -307,6 +308,23 @@ def test_labels_of_a_dataset_of_tensors():
     table = Dataset.from_dict({"audio": [[0.0] * 800], "speaker_id": [7], "id": ["a"]})
     rows = UtteranceStream(table.to_iterable_dataset().with_format("torch"), source_column=None).rows()
     assert next(iter(rows)).speaker == "7"
+
+
+def test_compressed_shards_are_read(tmp_path):
+    write_tars(tmp_path, make_rows(2))
+    content = gzip.compress((tmp_path / "00000.tar").read_bytes())
+    for name in ("a.tar.gz", "b.tgz"):
+        (tmp_path / name).write_bytes(content)
+        utterances = list(stream_utterances(tmp_path / name, **TAR_COLUMNS))
+        assert [utterance.id for utterance in utterances] == ["utt-0", "utt-1"]
+
+
+def test_a_file_of_another_format_is_named(tmp_path):
+    path = tmp_path / "wav.scp"
+    path.write_text("utt-0 utt-0.wav\n")
+    for read in (stream_utterances, split_names):
+        with pytest.raises(ValueError, match=r"wav.scp' is a file that cannot be read as data: give Parquet or tar"):
+            read(path)
 
 
 def test_patterns_of_shards(tmp_path):

@@ -218,8 +218,6 @@ def _loaded(model: CSCPreTrainedModel | str | os.PathLike) -> CSCPreTrainedModel
 
 
 def _program(module: _Part | _Scorer) -> torch.export.ExportedProgram:
-    if not hasattr(_config, "backed_size_oblivious"):
-        raise ImportError(f"export needs torch 2.7 or newer, and this is {torch.__version__}: update torch")
     shapes = {
         name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(_SHAPES[name]) if size in _FREE}
         for name in module.inputs

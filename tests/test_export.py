@@ -179,12 +179,6 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         export_onnx(CSCModel(small()), tmp_path)
 
 
-def test_a_torch_that_is_too_old_is_named(monkeypatch, tmp_path):
-    monkeypatch.delattr("torch.fx.experimental._config.backed_size_oblivious")
-    with pytest.raises(ImportError, match=r"export needs torch 2\.7 or newer, and this is .*: update torch"):
-        export_torch(CSCModel(small()), tmp_path, ["activity"])
-
-
 # --- what takes long -------------------------------------------------------------------------------------------------
 
 

@@ -597,6 +597,7 @@ def test_a_mixture_is_rebuilt_from_the_data():
             return super().decode()
 
     rows = [LoggedRow(name, waveform) for name, waveform in waveforms.items()]
+    waveforms = {row.id: row.decode().waveform for row in rows}
     rows.append(LoggedRow("broken", b"no audio"))
     for recipe in draw_many(clips, EVERYTHING, 1, noise=NOISE, impulse_responses=["hall"]):
         decoded.clear()

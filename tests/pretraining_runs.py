@@ -81,8 +81,10 @@ def forked(function, *arguments) -> multiprocessing.Process:
 
 
 def launch(started: list[str]) -> str:
-    """Run a command to its end; returns what it printed. The launcher is forked off, and so is a script of one process,
-    to import nothing anew."""
+    """Run a command to its end; returns what it printed.
+
+    The launcher is forked off, and a script of one process runs in it, to import nothing anew.
+    """
     assert started[: len(LAUNCH)] == LAUNCH
     with tempfile.TemporaryFile("w+") as output:
         process = forked(launch_into, output.fileno(), started[len(LAUNCH) :])

@@ -1,16 +1,21 @@
 # Copyright 2026 The csc_hf authors. Licensed under the Apache License, Version 2.0.
 """Tiny pre-training runs on the speech that ships: in this process, or launched by Accelerate as users launch them."""
 
+import argparse
 import json
+import logging
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
 
+import accelerate.commands.launch
 import yaml
-from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import prepare_simple_launcher_cmd_env
 
 from csc_hf.training.arguments import parse_pretraining_arguments
 from csc_hf.training.pretrainer import Pretrainer
@@ -76,7 +81,10 @@ def forked(function, *arguments) -> multiprocessing.Process:
 
 
 def launch(started: list[str]) -> str:
-    """Run a command to its end; returns what it printed. Only the launcher is forked off, to import nothing anew."""
+    """Run a command to its end; returns what it printed.
+
+    The launcher is forked off, and a script of one process runs in it, to import nothing anew.
+    """
     assert started[: len(LAUNCH)] == LAUNCH
     with tempfile.TemporaryFile("w+") as output:
         process = forked(launch_into, output.fileno(), started[len(LAUNCH) :])
@@ -90,7 +98,19 @@ def launch(started: list[str]) -> str:
 
 def launch_into(output: int, arguments: list[str]) -> None:
     print_into(output)
-    launch_command(launch_command_parser().parse_args(arguments))
+    accelerate.commands.launch.simple_launcher = run_script
+    accelerate.commands.launch.launch_command(launch_command_parser().parse_args(arguments))
+
+
+def run_script(options: argparse.Namespace) -> None:
+    """In place of Accelerate's launcher of one process: run the script in this one, with the same environment."""
+    (python, *sys.argv[:]), environment = prepare_simple_launcher_cmd_env(options)
+    assert python == sys.executable
+    os.environ.update(environment)
+    reset_accelerate()
+    for handler in [*logging.root.handlers]:  # pytest's, of which a script knows nothing
+        logging.root.removeHandler(handler)
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def print_into(output: int) -> None:

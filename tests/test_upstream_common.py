@@ -314,7 +314,11 @@ class ModelTests(ExplainedSkips, upstream.ModelTesterMixin):
 
 
 class ConvModelTest(ModelTests, unittest.TestCase):
+    """Of the heads, only separation sees the front end: all others get embeddings."""
+
     front_end = "conv"
+    all_model_classes = (CSCModel, CSCForPreTraining, CSCForSpeechSeparation)
+    test_bc_torch_dtype = None  # loads 14 times; types of weights do not depend on the front end
 
 
 class STFTModelTest(ModelTests, unittest.TestCase):
@@ -354,12 +358,27 @@ def release_only(test: Callable) -> Callable:
     return pytest.mark.release(copied)
 
 
+# On a CPU, attention differs by these only: with mask or without, computed by kernels or by products of matrices, and
+# in which type. Without a mask no side is padded, and the types do not depend on the mask.
+DIFFERING_ATTENTION = (
+    "fp32_pad_right",
+    "fp32_pad_right_sdpa_kernels",
+    "fp32_pad_right_no_attn_mask",
+    "fp32_pad_right_no_attn_mask_sdpa_kernels",
+    "fp16_pad_right_sdpa_kernels",
+    "bf16_pad_right_sdpa_kernels",
+)
+
 # Upstream gives each class its own copies of these.
 for name in [name for name in declared_tests(ModelTests) if name.startswith("test_eager_matches_sdpa_inference")]:
+    parameters = name.removeprefix("test_eager_matches_sdpa_inference_").split("_", 1)[1]
     if "pad_left" in name and "no_attn_mask" not in name:
         refused = unittest.skip("padding on the left is refused, which test_modeling.py tests")(lambda self: None)
         for case in (ConvModelTest, STFTModelTest, BatchNormModelTest):
             setattr(case, name, refused)
+    elif parameters not in DIFFERING_ATTENTION:
+        for case in (ConvModelTest, STFTModelTest, BatchNormModelTest):
+            setattr(case, name, None)
     else:  # the attention does not depend on the front end
         setattr(STFTModelTest, name, release_only(getattr(STFTModelTest, name)))
 
@@ -371,13 +390,14 @@ class TrainingTests(ExplainedSkips, upstream.TrainingTesterMixin):
     """Upstream's test that a model overfits a batch. It only knows text, so our batch passes for text. Separation
     losses, in dB, fall below zero, where upstream's relative threshold means nothing."""
 
-    training_overfit_steps = 75
+    training_overfit_steps = 40
+    training_overfit_learning_rate = 3e-3
     model_tester = None
     model_class: type
 
     def setUp(self):
         super().setUp()
-        self.model_tester = CSCModelTester("stft")
+        self.model_tester = CSCModelTester("stft", num_hidden_layers=1)
         self.model_tester.config.vocab_size = 0  # upstream reads it, to make text
 
     def _get_model_modality(self):

@@ -639,7 +639,8 @@ def test_our_models_can_be_evaluated(model_class, front_end):
     model = model_class(CSCConfig.tiny(front_end=front_end)).train()
     results = evaluate(model, small, progress=False)
     again = evaluate(model, small, batch_size=3, progress=False)
-    assert results["conditions"] == again["conditions"]  # dropout is off, and no signal depends on its batch
+    # Dropout is off, and no signal depends on its batch, but for rounding.
+    torch.testing.assert_close(again["conditions"], results["conditions"], atol=1e-5, rtol=0)
     assert model.training
     if model_class is CSCModel:
         assert results["si_sdr_improvement"] is None and results["conditions"]["mix0"]["eer_slot_known"] is None

@@ -48,11 +48,11 @@ MODELS = {
     "classification": CSCForSequenceClassification,
 }
 SHORT = {
-    "verification": "--max_steps 3 --batch_size 4 --seconds 1 --eval_recordings 2 --eval_seconds 1",
+    "verification": "--max_steps 3 --batch_size 4 --seconds 0.5 --eval_recordings 2 --eval_seconds 0.5",
     "diarization": "--max_steps 3 --batch_size 2 --seconds 3 --eval_conversations 4",
-    "classification": "--max_steps 3 --batch_size 4 --seconds 1",
-    "mixtures": "--max_steps 3 --num_identities 5 --seconds 0.5 --eval_seconds 1 --eval_recordings 2",
-    "scorer": "--max_steps 3 --num_identities 5 --seconds 0.5 --eval_seconds 1 --eval_recordings 2",
+    "classification": "--max_steps 3 --batch_size 4 --seconds 0.5",
+    "mixtures": "--max_steps 3 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --eval_recordings 2",
+    "scorer": "--max_steps 3 --num_identities 5 --seconds 0.5 --eval_seconds 0.5 --eval_recordings 2",
 }
 
 
@@ -187,7 +187,7 @@ def test_a_frozen_encoder_stays(name, learning, pretrained, tones, tmp_path):
 
 
 def test_classification_learns_pitches(pretrained, tones, tmp_path):
-    options = ["--max_steps", "20", "--logging_steps", "5"]
+    options = ["--max_steps", "16", "--logging_steps", "4"]
     tune("classification", pretrained, tones, tmp_path / "full", *options)
     results = results_of(tmp_path / "full")
     assert results["loss"][-1] < 0.3 * results["loss"][0]
@@ -203,14 +203,14 @@ def test_classification_learns_pitches(pretrained, tones, tmp_path):
 
 
 def test_verification_learns_pitches(pretrained, tones, tmp_path):
-    options = "--max_steps 30 --batch_size 8 --logging_steps 5 --seconds 0.5 --eval_seconds 0.5"
+    options = "--max_steps 20 --batch_size 8 --logging_steps 4 --seconds 0.5 --eval_seconds 0.5"
     tune("verification", pretrained, tones, tmp_path, *options.split())
     loss = results_of(tmp_path)["loss"]
     assert loss[-1] < 0.3 * loss[0]
 
 
 def test_diarization_learns_pitches(pretrained, tones, tmp_path):
-    options = "--max_steps 40 --logging_steps 5 --seconds 3 --eval_conversations 10 --turn_seconds 0.3 0.5"
+    options = "--max_steps 25 --logging_steps 5 --seconds 3 --eval_conversations 6 --turn_seconds 0.3 0.5"
     options += " --overlap_seconds 0.1 0.4 --noise_probability 0"
     tune("diarization", pretrained, tones, tmp_path, *options.split())
     results = results_of(tmp_path)
@@ -375,7 +375,7 @@ def test_a_speaker_is_three_by_speed():
 def test_slots_learn_towards_the_teacher(pretrained, teacher_size):
     """The teacher's embedding of the talker in each slot; a slot without one is not taught."""
     torch.manual_seed(0)
-    sources = torch.randn(4, 2, 8000)
+    sources = torch.randn(4, 2, 3000)
     batch = {"input_values": sources.sum(1), "source_values": sources}
     nobody = torch.full((4, 2), -100)
     targets = torch.nn.functional.normalize(torch.randn(4, 2, teacher_size), dim=-1)
@@ -592,7 +592,7 @@ def test_a_scorer_resumes_where_it_stopped(pretrained, tones, tmp_path):
 @pytest.mark.parametrize("name", SHORT)
 def test_two_processes_train_one_model(name, pretrained, tones, tmp_path):
     write(tmp_path / "data", halves_alike(tones))
-    options = f"{SHORT[name]} --logging_steps 1 --cpu_threads 1".replace("--eval_seconds 1", "--eval_seconds 0.5")
+    options = f"{SHORT[name]} --logging_steps 1 --cpu_threads 1"
     data = ["--train_data", tmp_path / "data" / "*.parquet"]
     if name != "classification":
         data += ["--eval_data", tones / "test" / "*.parquet"]
@@ -627,9 +627,9 @@ def test_rows_that_cannot_be_used_are_skipped_and_named(name, tones, tmp_path, c
         rows[number]["speaker_id"] = label
     write(tmp_path / "train", rows)
     shutil.copytree(tones / "test", tmp_path / "test")
-    options = SHORT[name].replace("--eval_seconds 1", "--eval_seconds 0.5")
+    options = SHORT[name]
     if name == "classification":
-        options += " --max_steps 20"  # which reads all recordings
+        options += " --max_steps 12"  # which reads all recordings
     tune(name, "tiny", tmp_path, tmp_path / "run", *options.split())
     results = results_of(tmp_path / "run")
     if name == "classification":

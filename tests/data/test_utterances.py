@@ -180,7 +180,7 @@ def test_files_without_a_split_are_named(tmp_path, names, split, message):
     ("names", "numbers"),
     [
         (
-            ["train-clean/1/2.flac", "train-clean/3/4.flac", "test-clean/5/6.flac", "SPEAKERS.TXT"],
+            ["train-clean/1.flac", "train-clean/2.flac", "test-clean/3.flac", "INFO.TXT"],
             {"train": 2, "test": 1},
         ),
         (["train.flac", "test_1.flac", "test_2.flac", ".hidden/a.flac", "._b.flac"], {"train": 1, "test": 2}),

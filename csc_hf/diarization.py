@@ -91,8 +91,8 @@ class Diarization:
     def rttm(self, uri: str) -> str:
         """
         The turns in NIST's RTTM format, one line per turn. White space, which separates the columns, becomes "_" in
-        names (`rttm_names`). A turn of less than half a millisecond lasts one: some programs take a turn of length 0 for
-        one without an end.
+        names (`rttm_names`). Every turn lasts at least a millisecond: some programs take one of length 0 for one
+        without an end.
 
         Args:
             uri: Name of the recording.
@@ -103,8 +103,8 @@ class Diarization:
         (recording,) = rttm_names([uri]).values()
         names = rttm_names(self.embeddings)
         return "".join(
-            f"SPEAKER {recording} 1 {turn.start:.3f} {max(turn.end - turn.start, 0.001):.3f} <NA> <NA> {names[turn.speaker]} "
-            "<NA> <NA>\n"
+            f"SPEAKER {recording} 1 {turn.start:.3f} {max(turn.end - turn.start, 0.001):.3f} <NA> <NA> "
+            f"{names[turn.speaker]} <NA> <NA>\n"
             for turn in self.turns
         )
 

@@ -243,7 +243,7 @@ def _refuse_files_without_split(folder: str) -> None:
     readme = os.path.join(folder, "README.md")
     if not any(map(SPLIT_WORD.search, files)) or (os.path.isfile(readme) and _names_splits(readme)):
         return
-    split_of = {}
+    split_of: dict[str, str] = {}
     for split, patterns in get_data_patterns(glob.escape(os.path.abspath(folder))).items():
         matches = re.compile("|".join(map(glob_translate, patterns))).match
         split_of |= {file: str(split) for file in files if matches(file)}

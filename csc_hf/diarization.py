@@ -91,19 +91,20 @@ class Diarization:
     def rttm(self, uri: str) -> str:
         """
         The turns in NIST's RTTM format, one line per turn. White space, which separates the columns, becomes "_" in
-        names (`rttm_names`).
+        names (`rttm_names`). Every turn lasts at least a millisecond: some programs take one of length 0 for one
+        without an end.
 
         Args:
             uri: Name of the recording.
 
         Raises:
-            ValueError: A name is blank, or two speakers would have the same name.
+            ValueError: A name is blank or begins with a quotation mark, or two speakers would have the same name.
         """
         (recording,) = rttm_names([uri]).values()
         names = rttm_names(self.embeddings)
         return "".join(
-            f"SPEAKER {recording} 1 {turn.start:.3f} {turn.end - turn.start:.3f} <NA> <NA> {names[turn.speaker]} "
-            "<NA> <NA>\n"
+            f"SPEAKER {recording} 1 {turn.start:.3f} {max(turn.end - turn.start, 0.001):.3f} <NA> <NA> "
+            f"{names[turn.speaker]} <NA> <NA>\n"
             for turn in self.turns
         )
 
@@ -140,12 +141,17 @@ def rttm_names(names: Iterable[str]) -> dict[str, str]:
     Names as RTTM holds them, by the names.
 
     Raises:
-        ValueError: A name is blank, or two names become the same.
+        ValueError: A name is blank or begins with a quotation mark, which makes pyannote and other readers of tables
+            swallow the lines after it; or two names become the same.
     """
     folded: dict[str, str] = {}
     for name in names:
         if not rttm_name(name):
             raise ValueError(f"RTTM cannot hold the name {name!r}: give it letters")
+        if rttm_name(name).startswith('"'):
+            raise ValueError(
+                f"RTTM cannot hold the name {name!r}: rename it, without the quotation mark it begins with"
+            )
         other = folded.setdefault(rttm_name(name), name)
         if other != name:
             raise ValueError(f"{other!r} and {name!r} are both {rttm_name(name)!r} in RTTM: rename one of them")

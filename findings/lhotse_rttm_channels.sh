@@ -9,7 +9,7 @@ set -euo pipefail
 venv="$(mktemp -d)"
 trap 'rm -rf "$venv"' EXIT
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q lhotse==1.33.0 soundfile==0.14.0
+"$venv/bin/pip" install -q lhotse==1.33.0 soundfile==0.14.0 urllib3==2.5.0  # lhotse imports urllib3 without naming it
 "$venv/bin/python" - <<'EOF'
 import pathlib
 import tempfile

@@ -444,6 +444,18 @@ def test_white_space_in_rttm(tmp_path):
         Diarization(turns, embeddings | {"Anna_B": np.ones(2, np.float32)}, 4.0).rttm("my call")
 
 
+def test_rttm_that_others_misread(tmp_path):
+    """spyder takes a turn of length 0 for one without an end; for pyannote's reader, a name that begins with a
+    quotation mark goes on to the next one."""
+    embeddings = {"anna": np.ones(2, np.float32)}
+    line = Diarization([Turn(0.5, 0.5004, "anna", 0.9)], embeddings, 4.0).rttm("meeting")
+    assert line.split()[3:5] == ["0.500", "0.001"]
+    with pytest.raises(ValueError, match="the name '\"a\" b': rename it"):
+        Diarization([], {'"a" b': np.ones(2, np.float32)}, 4.0).rttm("meeting")
+    with pytest.raises(ValueError, match="the name '\"call\"': rename it"):
+        RESULT.rttm('"call"')
+
+
 def test_other_formats():
     assert RESULT.audacity() == "0.500\t2.000\tanna\n1.750\t3.000\tspeaker_2\n"
     values = json.loads(json.dumps(RESULT.to_dict()))

@@ -15,6 +15,7 @@ from csc_hf import CSCForPreTraining, CSCForSpeakerVerification, CSCModel, model
 from csc_hf.evaluation.embedders import CSCEmbedder, load_embedder
 from csc_hf.evaluation.scoring import score_trials
 from csc_hf.evaluation.trials import build_trials
+from csc_hf.feature_extraction_csc import high_pass
 from csc_hf.long_audio import embed
 from csc_hf.modeling_csc import verification_loss
 
@@ -250,11 +251,12 @@ def test_the_pipeline_takes_a_scorer_for_what_it_is(folder, caplog):
     verify = pipeline("speaker-verification", model=str(folder))
     assert type(verify.model) is CSCForSpeakerVerification and verify.enrolment == "scorer"
     assert "the enrolment 'scorer': SCORES ARE BARE LOGITS" in caplog.text and "newly initialised" not in caplog.text
+    heard = [torch.from_numpy(high_pass(recording, 16000)[0]) for recording in (first, second, test)]
     enrolled = torch.zeros(1, 2, len(second))
-    enrolled[0, 0, : len(first)], enrolled[0, 1] = torch.from_numpy(first), torch.from_numpy(second)
+    enrolled[0, 0, : len(first)], enrolled[0, 1] = heard[:2]
     mask = (torch.arange(len(second)) < torch.tensor([[[len(first)], [len(second)]]])).long()
     inputs = {"enrolment_values": enrolled, "enrolment_attention_mask": mask}
-    expected = logits_of(verify.model, input_values=torch.from_numpy(test)[None], **inputs).item()
+    expected = logits_of(verify.model, input_values=heard[2][None], **inputs).item()
     assert verify([first, second], test)["score"] == pytest.approx(expected, abs=1e-4)
     verify.enrol("anna", [first, second])
     assert [r[0]["score"] for r in verify([other, test], batch_size=2)][1] == pytest.approx(expected, abs=1e-4)

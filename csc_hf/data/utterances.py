@@ -20,6 +20,8 @@ import numpy as np
 from datasets import Audio, ClassLabel, IterableDataset, get_dataset_split_names, load_dataset
 from datasets.data_files import get_data_patterns
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
+from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+from fsspec.utils import glob_translate
 
 from ..audio import SAMPLING_RATE, decode_audio
 from ..feature_extraction_csc import high_pass
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".tar.gz": "webdataset", ".tgz": "webdataset"}
 """Builders of `datasets`, by file extension."""
+
+SPLIT_WORD = re.compile("train|valid|dev|val|test|eval", re.IGNORECASE)
+"""What a name holds if `datasets` takes its file for a part of a split. Not every such name is."""
 
 NO_LABEL = {"", "nan", "<na>", "none", "null"}
 """What a missing label looks like once it has been written as text, in lower case."""
@@ -142,10 +147,13 @@ def stream_utterances(
         load_options: passed on to `datasets.load_dataset` (`name`, `data_files`, `revision`, `token`, ...).
 
     Raises:
-        ValueError: a column is missing, or a file has another format.
+        ValueError: a column is missing, or a file has another format; or some files of a folder are in no split, since
+            the names of others are taken for names of splits (a speaker called "dev", a file "test.wav").
         FileNotFoundError: no file matches.
         Exception: whatever `datasets.load_dataset` raises if there is no such data.
     """
+    if "data_files" not in load_options and os.path.isdir(name_or_path):
+        _refuse_files_without_split(os.path.join(name_or_path, load_options.get("data_dir") or ""))
     dataset = load_dataset(split=split, streaming=True, **dataset_arguments(name_or_path, split, **load_options))
     try:
         return UtteranceStream(dataset, audio_column, speaker_column, source_column, id_column, corpus)
@@ -234,6 +242,38 @@ def _files_of_folder(folder: str) -> dict[str, Any]:
         if glob.glob(f"{escaped}/**/*{extension}", recursive=True):
             return {"path": builder, "data_files": data_files}
     return {"path": "audiofolder", "data_files": data_files}
+
+
+def _refuse_files_without_split(folder: str) -> None:
+    """Raises ValueError if `datasets` would leave out files, because the names of others look like those of splits."""
+    endings = (*BUILDERS, *AudioFolder.EXTENSIONS)
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        within = PurePath(os.path.relpath(place, folder))
+        files += [(within / name).as_posix() for name in names if not name.startswith(".")]
+    readme = os.path.join(folder, "README.md")
+    if not any(map(SPLIT_WORD.search, files)) or (os.path.isfile(readme) and _names_splits(readme)):
+        return
+    split_of: dict[str, str] = {}
+    for split, patterns in get_data_patterns(glob.escape(os.path.abspath(folder))).items():
+        matches = re.compile("|".join(map(glob_translate, patterns))).match
+        split_of |= {file: str(split) for file in files if matches(file)}
+    files = sorted(file for file in files if file.lower().endswith(endings))
+    left_out = [file for file in files if file not in split_of]
+    if left_out and len(left_out) < len(files):
+        read = next(file for file in files if file in split_of)
+        raise ValueError(
+            f"{len(left_out)} of {len(files)} files, such as {left_out[0]!r}, are in no split, because {read!r} is in "
+            f"the split {split_of[read]!r} by its name: rename that file or folder, or give data_files='**', by which "
+            "all files are the split 'train'"
+        )
+
+
+def _names_splits(readme: str) -> bool:
+    """Whether a dataset card says which files are in which split."""
+    with open(readme, encoding="utf-8", errors="replace") as file:
+        return any(line.startswith("configs:") for line in file)
 
 
 class _UndecodedAudio(Audio):

@@ -148,6 +148,59 @@ def test_folders_name_the_speakers(tmp_path):
     }
 
 
+UNLABELLED = {"speaker_column": None, "source_column": None, "id_column": None}
+
+
+def put_files(folder, names):
+    """The same short audio under each of these names."""
+    audio = make_rows(1)[0]["audio"]["bytes"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(audio)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "message"),
+    [
+        (["anna/1.flac", "ben/2.flac", "dev/3.flac"], "validation", "2 of 3 files, such as 'anna/1.flac', .*'dev/3"),
+        (["anna/1.flac", "ben/2.flac", "dev/3.flac"], "train", "'dev/3.flac' is in the split 'validation'"),
+        (["a.flac", "b.flac", "my test-3.wav"], "test", "2 of 3 files, such as 'a.flac', .*'my test-3.wav'"),
+        (["my [1]/a.flac", "my [1]/val.flac"], "train", "1 of 2 files, such as 'my .1./a.flac'"),
+    ],
+)
+def test_files_without_a_split_are_named(tmp_path, names, split, message):
+    """`datasets` reads only the files whose names look like splits, where there are any."""
+    put_files(tmp_path, names)
+    with pytest.raises(ValueError, match=message):
+        stream_utterances(tmp_path, split, **UNLABELLED)
+    everything = stream_utterances(tmp_path, "train", data_files="**", **UNLABELLED)
+    assert sorted(row.audio.removeprefix(f"{tmp_path}/") for row in everything.rows()) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (
+            ["train-clean/1.flac", "train-clean/2.flac", "test-clean/3.flac", "INFO.TXT"],
+            {"train": 2, "test": 1},
+        ),
+        (["train.flac", "test_1.flac", "test_2.flac", ".hidden/a.flac", "._b.flac"], {"train": 1, "test": 2}),
+        (["latest/1.flac", "devon/2.flac"], {"train": 2}),
+    ],
+)
+def test_splits_of_folders(tmp_path, names, numbers):
+    put_files(tmp_path, names)
+    found = {split: len(list(stream_utterances(tmp_path, split, **UNLABELLED).rows())) for split in numbers}
+    assert found == numbers and sorted(split_names(tmp_path)) == sorted(numbers)
+
+
+def test_a_dataset_card_names_the_splits(tmp_path):
+    put_files(tmp_path, ["anna/1.flac", "dev/2.flac"])
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: anna/*\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert len(list(stream_utterances(tmp_path, "train", **UNLABELLED).rows())) == 1
+
+
 def test_a_corpus_keeps_ids_and_speakers_apart(corpus):
     row = next(stream_utterances(corpus, corpus="a").rows())
     assert (row.id, row.speaker, row.source) == ("a:utt-0", "a:speaker-0", "a:studio")

@@ -741,11 +741,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, pretrained, tones, tmp_pa
     ("name", "options", "named"),
     [
         ("verification", ["--sir_db", "5", "1"], r"--sir_db \(5.0, 1.0\)"),
-        ("verification", ["--interferer_probability", "2"], "--interferer_probability 2: must be from 0 to 1"),
+        ("verification", ["--interferer_probability", "2"], "--interferer_probability 2.0: must be between 0 and 1"),
         (
             "verification",
-            ["--reservoir_seconds", "3", "--eval_seconds", "1"],
-            "--reservoir_seconds 3: fewer than 5 speakers",
+            ["--reservoir_seconds", "1.5", "--eval_seconds", "1"],
+            "--reservoir_seconds 1.5: fewer than 5 speakers",
         ),
         ("mixtures", ["--attn_implementation", "wrong"], "--attn_implementation wrong: "),
         ("scorer", ["--attn_implementation", "wrong"], "--attn_implementation wrong: "),

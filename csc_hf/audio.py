@@ -471,8 +471,10 @@ def _open_with_av(
     with contextlib.ExitStack() as files:
         files.enter_context(source)
         try:
+            # Up to PyAV 18, metadata that is not UTF-8 is an error otherwise; from 19 on, there is no such argument.
+            lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
             # A playlist could name other files or servers: none of them is opened.
-            container = av.open(source, metadata_errors="ignore", options={"protocol_whitelist": "none"})
+            container = av.open(source, options={"protocol_whitelist": "none"}, **lenient)
         except Exception as error:  # FFmpeg's own, or Python's for what it makes of damaged files
             raise _av_error(error, reason) from error
         files.enter_context(container)

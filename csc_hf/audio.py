@@ -472,7 +472,7 @@ def _open_with_av(
         files.enter_context(source)
         try:
             # Up to PyAV 18, metadata that is not UTF-8 is an error otherwise; from 19 on, there is no such argument.
-            lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+            lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
             # A playlist could name other files or servers: none of them is opened.
             container = av.open(source, options={"protocol_whitelist": "none"}, **lenient)
         except Exception as error:  # FFmpeg's own, or Python's for what it makes of damaged files

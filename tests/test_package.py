@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ except ImportError as error:
     print(error)
 """
     printed = run(code, str(tmp_path)).splitlines()
-    said = f"torchaudio 9.8 is installed but cannot be imported beside torch {torch.__version__} "
+    said = f"torchaudio 9.8 is installed but cannot be imported beside torch {metadata.version('torch')} "
     assert len(printed) == 1 and printed[0].startswith(f"{said}(libcudart.so.13: no such file): ")
     assert "`pip uninstall torchaudio`" in printed[0]
 

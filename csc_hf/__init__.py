@@ -11,9 +11,9 @@ try:
     from .feature_extraction_csc import CSCFeatureExtractor
     from .modeling_csc import *  # noqa: F403 (exactly the classes of MODEL_CLASSES and their outputs)
 except Exception as error:
-    if explain(error) is None:
+    if (_reason := explain(error)) is None:
         raise
-    raise ImportError(explain(error)) from None
+    raise ImportError(_reason) from None
 from .version import __version__ as __version__
 
 __all__ = ["PRESETS", "CSCConfig", "CSCFeatureExtractor"] + modeling_csc.__all__

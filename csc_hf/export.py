@@ -260,13 +260,7 @@ def _described(folder: Path, model: str) -> dict[str, Any]:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         earlier = description["parts"] if description["model_sha256"] == model else {}
         return {part: of for part, of in earlier.items() if any(folder.glob(f"{part}.*"))}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # none, or of an earlier version, or no such file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no such file, or of an earlier version
         return {}
 
 

@@ -42,6 +42,7 @@ from csc_hf import (
 from csc_hf.cli import models
 from csc_hf.cli import recordings as inputs
 from csc_hf.cli import store as stores
+from csc_hf.cli.diarization import check_rttm
 from csc_hf.cli.live import Turns
 from csc_hf.cli.options import Kind, Part
 from csc_hf.cli.output import Table, check_stdout
@@ -457,6 +458,12 @@ def test_names_of_what_is_made_of_recordings(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'a.wav' and 'x/../a.flac' would be written to the same files"):
         (tmp_path / "x").mkdir()
         made("a.wav", "x/../a.flac")
+
+
+def test_a_recording_that_rttm_cannot_name_is_told_before_the_work():
+    check_rttm([inputs.Recording(Path("a.wav"), "a.wav")])
+    with pytest.raises(ValueError, match="without the quotation mark"):
+        check_rttm([inputs.Recording(Path("q.wav"), '"q.wav')])
 
 
 def test_recordings_of_one_name_in_two_folders(model, audio):

@@ -151,12 +151,13 @@ def diarize(
 
 
 def check_rttm(recordings: Sequence[Recording]) -> None:
-    """Raise a ValueError if two recordings would have the same name in RTTM, which has neither folders nor spaces."""
-    from ..diarization import rttm_name
+    """Raise a ValueError if RTTM, which has neither folders nor spaces, cannot hold the name of a recording, or would
+    give two of them the same."""
+    from ..diarization import rttm_names
 
     names: dict[str, Recording] = {}
     for recording in recordings:
-        name = rttm_name(recording.stem)
+        (name,) = rttm_names([recording.stem]).values()
         if (other := names.setdefault(name, recording)) is not recording:
             raise ValueError(
                 f"{other.name!r} and {recording.name!r} would both be {name!r} in RTTM: diarize them one by one"

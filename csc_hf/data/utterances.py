@@ -324,9 +324,9 @@ class UtteranceStream:
                 remedies.append(f"{' and '.join(optional)} also to None, where there is none")
             if "speaker_column" in missing:
                 remedies.append(
-                    "where folders are named after speakers, set speaker_column to 'folder:1' (that of the"
+                    "where folders are named after speakers, set speaker_column to 'folder:1' (that of the file) or "
+                    "'folder:2' (the one above: VoxCeleb, LibriSpeech)"
                 )
-                remedies[-1] += " file) or 'folder:2' (the one above: VoxCeleb, LibriSpeech)"
             raise ValueError(f"{given}: the data has no such column, but {columns}; {'; '.join(remedies)}")
         if dataset.features is not None and isinstance(dataset.features.get(audio_column), Audio):
             dataset = dataset.cast_column(audio_column, _UndecodedAudio(decode=False))

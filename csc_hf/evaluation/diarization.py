@@ -136,7 +136,7 @@ def evaluate(
 
 
 def conditions_of(recording: Recording) -> list[str]:
-    """The conditions that a recording belongs to, by what its reference says of what is scored."""
+    """The conditions that a recording belongs to, according to the scored part of its reference."""
     if not recording.num_speakers:
         return ["all", "0 speakers"]
     low, high = (f"{100 * bound:g} %" for bound in OVERLAP_BOUNDS)

@@ -110,13 +110,15 @@ class _CSCPipeline(Pipeline):
         """A speaker by their recordings. Raises a ValueError for a name that they cannot have, or a silent one."""
         check_name(name)
         waveforms = self._decode_enrolment(recordings, channel)
-        for number, waveform in enumerate(waveforms):
-            if is_silent(waveform, self.model.config.sampling_rate):
-                recording = recordings[number] if isinstance(recordings, list) else recordings
-                recording = recording.audio if isinstance(recording, OneChannel) else recording
-                which = repr(str(recording)) if isinstance(recording, str | os.PathLike) else f"number {number + 1}"
-                raise ValueError(f"a recording of {name!r} is silent, {which}: leave it out")
-        return enrol(self.model, waveforms, with_memory)
+        enrolled = enrol(self.model, waveforms, with_memory)
+        if enrolled.silent:
+            rate = self.model.config.sampling_rate
+            number = next(number for number, waveform in enumerate(waveforms) if is_silent(waveform, rate))
+            recording = recordings[number] if isinstance(recordings, list) else recordings
+            recording = recording.audio if isinstance(recording, OneChannel) else recording
+            which = repr(str(recording)) if isinstance(recording, str | os.PathLike) else f"number {number + 1}"
+            raise ValueError(f"a recording of {name!r} is silent, {which}: leave it out")
+        return enrolled
 
     def _decode_enrolment(self, recordings, channel: int | None = None) -> list[np.ndarray]:
         """One recording, or several in a list."""

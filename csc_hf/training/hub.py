@@ -261,10 +261,9 @@ class BackgroundPush:
     def _start(self, folder: Path, message: str, files: Collection[str] | None) -> None:
         self._files = tempfile.mkdtemp(prefix="csc_hf-push-")
         try:
+            # Subfolders are a run's checkpoints and logs, and a checkpoint's training state.
             for path in folder.iterdir():
-                if path.is_file() and (
-                    files is None or path.name in files
-                ):  # subfolders are a run's checkpoints and logs, and a checkpoint's training state
+                if path.is_file() and (files is None or path.name in files):
                     shutil.copy(path, self._files)
             # -P: the program's folder stays off the import path. Its modules' names are not unique.
             command = [sys.executable, "-P", str(UPLOAD_PROGRAM), self.repo_id, self._files, message]
